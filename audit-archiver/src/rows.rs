@@ -1,0 +1,257 @@
+//! From a block to rows. Owns which column of which table holds what; knows no connection.
+//!
+//! A block says the same about a run of dispatches once; here each dispatch gets its row. The first row of a run is
+//! encoded, the others are copies of it with another slot and hash. The rule it keeps: one row for each dispatch, in the
+//! partition of its own day.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use governance::{DispatchId, Timestamp};
+use protocol::audit::{Block, CompletionRow, DecisionRow};
+use protocol::redis::EntryId;
+
+use crate::chain::Checked;
+use crate::copy::CopyBuffer;
+use crate::day::Day;
+
+/// The tables that are partitioned by day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// Blocks as they are.
+    Blocks,
+    /// One row for each dispatch that left its lane.
+    Decisions,
+    /// One row for each end.
+    Completions,
+    /// What else happened.
+    Notes,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Blocks, Self::Decisions, Self::Completions, Self::Notes];
+
+    /// The name of the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blocks => "audit_block",
+            Self::Decisions => "dispatch_decision",
+            Self::Completions => "dispatch_completion",
+            Self::Notes => "audit_note",
+        }
+    }
+
+    /// The name of a day's partition.
+    #[must_use]
+    pub fn partition(self, day: Day) -> String {
+        format!("{}_{}", self.name(), day.compact())
+    }
+
+    /// The columns, in the order in which rows are encoded.
+    #[must_use]
+    pub const fn columns(self) -> &'static str {
+        match self {
+            Self::Blocks => "shard, epoch, sequence, at, records, prev_hash, hash, data",
+            Self::Decisions => {
+                "instance, sequence, slot, copy, accepted, decided, deadline, \
+                 root_instance, root_sequence, root_slot, root_copy, \
+                 parent_instance, parent_sequence, parent_slot, parent_copy, \
+                 epoch, block, shard, policy_version, kind, lane, class, decision, reason, outcome, \
+                 source, target, capability, conversation, payload_hash"
+            }
+            Self::Completions => {
+                "instance, sequence, slot, copy, completed, lane_us, inbox_us, ran_us, latency_us, runner, \
+                 epoch, block, shard, outcome, reason, attempt, late, source, target, response_hash"
+            }
+            Self::Notes => "at, epoch, block, shard, kind, agent, body",
+        }
+    }
+
+    const fn width(self) -> u16 {
+        match self {
+            Self::Blocks => 8,
+            Self::Decisions => 30,
+            Self::Completions => 20,
+            Self::Notes => 7,
+        }
+    }
+}
+
+/// The rows of any number of blocks, ready to be copied, by table and day.
+#[derive(Debug, Default)]
+pub struct Rows {
+    buffers: BTreeMap<(Table, Day), CopyBuffer>,
+    records: u64,
+}
+
+impl Rows {
+    /// Adds a block with all it says. `bytes` are what it was read from.
+    pub fn add(&mut self, checked: &Checked, bytes: &[u8]) {
+        let block = &checked.block;
+        let at = Place { shard: block.shard.into(), id: checked.head.id, policy: block.policy_version };
+        for row in &block.decisions {
+            decision(self.buffer(Table::Decisions, row.decided), &at, row);
+        }
+        for row in &block.completions {
+            completion(self.buffer(Table::Completions, row.completed), &at, row);
+        }
+        for row in &block.notes {
+            note(self.buffer(Table::Notes, row.at), &at, row.at, [&row.kind, &row.agent, &row.body]);
+        }
+        let records = records(block);
+        self.records += records;
+
+        let buffer = self.buffer(Table::Blocks, block.at);
+        buffer.row(Table::Blocks.width());
+        buffer.i16(at.shard);
+        buffer.bits(at.id.epoch);
+        buffer.bits(at.id.sequence);
+        buffer.timestamp(block.at);
+        buffer.i32(records as i32);
+        buffer.bytes(&block.previous);
+        buffer.bytes(&checked.head.hash);
+        buffer.bytes(bytes);
+    }
+
+    /// How many records there are: decided dispatches, ends, notes.
+    #[must_use]
+    pub const fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// The days that need partitions.
+    #[must_use]
+    pub fn days(&self) -> Vec<Day> {
+        let mut days: Vec<_> = self.buffers.keys().map(|(_, day)| *day).collect();
+        days.sort_unstable();
+        days.dedup();
+        days
+    }
+
+    /// The finished COPY of each partition.
+    pub fn into_copies(self) -> impl Iterator<Item = (Table, Day, Bytes)> {
+        self.buffers.into_iter().map(|((table, day), buffer)| (table, day, buffer.finish()))
+    }
+
+    fn buffer(&mut self, table: Table, at: Timestamp) -> &mut CopyBuffer {
+        self.buffers.entry((table, Day::of(at))).or_insert_with(CopyBuffer::new)
+    }
+}
+
+/// How many records a block holds: decided dispatches, ends, notes.
+#[must_use]
+pub fn records(block: &Block) -> u64 {
+    let ends: usize = block.completions.iter().map(|c| usize::from(c.count)).sum();
+    (block.decided() + ends + block.notes.len()) as u64
+}
+
+/// What all rows of one block share.
+struct Place {
+    shard: i16,
+    id: EntryId,
+    policy: u32,
+}
+
+fn id(buffer: &mut CopyBuffer, id: DispatchId) -> usize {
+    buffer.bits(id.instance.0);
+    buffer.bits(id.sequence);
+    let slot = buffer.value(i32::from(id.slot).to_be_bytes());
+    buffer.i32(id.copy.into());
+    slot
+}
+
+fn optional_id(buffer: &mut CopyBuffer, value: Option<DispatchId>) {
+    if let Some(value) = value {
+        id(buffer, value);
+    } else {
+        (0..4).for_each(|_| buffer.null());
+    }
+}
+
+fn decision(buffer: &mut CopyBuffer, at: &Place, row: &DecisionRow) {
+    let Some(first_hash) = row.hashes.first() else { return };
+    let start = buffer.row(Table::Decisions.width());
+    let slot = id(buffer, row.first);
+    buffer.timestamp(row.accepted);
+    buffer.timestamp(row.decided);
+    buffer.timestamp(row.deadline);
+    optional_id(buffer, row.root.filter(|root| *root != row.first));
+    optional_id(buffer, row.parent);
+    buffer.bits(at.id.epoch);
+    buffer.bits(at.id.sequence);
+    buffer.i16(at.shard);
+    buffer.i32(at.policy.cast_signed());
+    for code in [row.kind.code(), row.lane.code(), row.class.code(), row.decision.code(), row.reason.code()] {
+        buffer.i16(code.into());
+    }
+    match row.outcome {
+        Some(outcome) => buffer.i16(outcome.code().into()),
+        None => buffer.null(),
+    }
+    // Never null: it is empty where bytes were so bad that nobody could be named.
+    buffer.text_or_empty(&row.source);
+    buffer.text(&row.target);
+    buffer.text(&row.capability);
+    buffer.text(&row.conversation);
+    let hash = buffer.value(*first_hash);
+    let end = buffer.len();
+    for (i, other) in row.hashes.iter().enumerate().skip(1) {
+        let copy = buffer.repeat(start, end);
+        buffer.patch(copy + slot - start, &slot_after(row.first, i).to_be_bytes());
+        buffer.patch(copy + hash - start, other);
+    }
+}
+
+fn completion(buffer: &mut CopyBuffer, at: &Place, row: &CompletionRow) {
+    let start = buffer.row(Table::Completions.width());
+    let slot = id(buffer, row.first);
+    buffer.timestamp(row.completed);
+    buffer.i64(row.lane_us.into());
+    buffer.i64(row.inbox_us.into());
+    buffer.i64(row.ran_us.into());
+    buffer.bits(row.latency_us);
+    match row.runner.0 {
+        0 => buffer.null(),
+        runner => buffer.bits(runner),
+    }
+    buffer.bits(at.id.epoch);
+    buffer.bits(at.id.sequence);
+    buffer.i16(at.shard);
+    buffer.i16(row.outcome.code().into());
+    buffer.i16(row.reason.code().into());
+    buffer.i16(row.attempt.into());
+    buffer.bool(row.late);
+    buffer.text_or_empty(&row.source);
+    buffer.text(&row.target);
+    if row.response.iter().all(|byte| *byte == 0) {
+        buffer.null();
+    } else {
+        buffer.value(row.response);
+    }
+    let end = buffer.len();
+    for i in 1..usize::from(row.count) {
+        let copy = buffer.repeat(start, end);
+        buffer.patch(copy + slot - start, &slot_after(row.first, i).to_be_bytes());
+    }
+}
+
+fn slot_after(first: DispatchId, i: usize) -> i32 {
+    i32::from(first.slot) + i as i32
+}
+
+fn note(buffer: &mut CopyBuffer, at: &Place, when: Timestamp, texts: [&str; 3]) {
+    buffer.row(Table::Notes.width());
+    buffer.timestamp(when);
+    buffer.bits(at.id.epoch);
+    buffer.bits(at.id.sequence);
+    buffer.i16(at.shard);
+    let [kind, agent, body] = texts;
+    buffer.text_or_empty(kind);
+    buffer.text(agent);
+    buffer.text_or_empty(body);
+}
+
+#[cfg(test)]
+mod tests;

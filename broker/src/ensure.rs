@@ -1,0 +1,176 @@
+//! Streams, buckets and consumers: making the broker agree with what `protocol::streams` says.
+//!
+//! The rule it keeps: idempotent; what exists is updated, never deleted, but for consumers of former epochs.
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{Context, kv};
+use futures::TryStreamExt;
+use governance::{AgentId, Priority};
+use protocol::streams::{self, Retention};
+use protocol::subjects;
+
+use crate::{Error, api};
+
+/// Where the broker keeps the streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// On disk.
+    File,
+    /// In memory: gone with the server.
+    Memory,
+}
+
+impl Storage {
+    const fn native(self) -> StorageType {
+        match self {
+            Self::File => StorageType::File,
+            Self::Memory => StorageType::Memory,
+        }
+    }
+}
+
+/// How long an entry of the bucket of replicas lives without renewal.
+const REPLICA_TTL: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Makes sure that every stream and bucket of the mesh exists with the settings of this build.
+///
+/// # Errors
+/// When the broker refuses one or does not answer.
+pub async fn ensure(js: &Context, storage: Storage, replicas: usize) -> Result<(), Error> {
+    for s in streams::all() {
+        let config = stream::Config {
+            name: s.name.clone(),
+            subjects: s.subjects,
+            retention: match s.retention {
+                Retention::WorkQueue => RetentionPolicy::WorkQueue,
+                Retention::Limits => RetentionPolicy::Limits,
+            },
+            max_messages_per_subject: s.messages_per_subject_max,
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_bytes: streams::STREAM_BYTES_MAX,
+            max_message_size: i32::try_from(streams::MESSAGE_BYTES_MAX).unwrap_or(i32::MAX),
+            duplicate_window: streams::DUPLICATE_WINDOW,
+            max_consumers: streams::CONSUMERS_MAX,
+            storage: storage.native(),
+            num_replicas: replicas,
+            ..Default::default()
+        };
+        js.create_or_update_stream(config).await.map_err(api(format!("create the stream {}", s.name)))?;
+    }
+    for (bucket, max_age) in [
+        (streams::AGENTS_BUCKET, None),
+        (streams::POLICY_BUCKET, None),
+        (streams::OWNERS_BUCKET, None),
+        (streams::BREAKERS_BUCKET, None),
+        (streams::REPLICAS_BUCKET, Some(REPLICA_TTL)),
+    ] {
+        let config = kv::Config {
+            bucket: bucket.into(),
+            history: 1,
+            max_age: max_age.unwrap_or_default(),
+            storage: storage.native(),
+            num_replicas: replicas,
+            ..Default::default()
+        };
+        js.create_or_update_key_value(config).await.map_err(api(format!("create the bucket {bucket}")))?;
+    }
+    Ok(())
+}
+
+async fn consumer(js: &Context, stream: &str, config: pull::Config) -> Result<(), Error> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    js.create_consumer_on_stream(config, stream)
+        .await
+        .map(drop)
+        .map_err(api(format!("create the consumer {name} on {stream}")))
+}
+
+/// Makes the consumers that all instances of an agent share: one for each priority.
+///
+/// # Errors
+/// When the broker refuses one or does not answer.
+pub async fn ensure_inbox_consumers(js: &Context, agent: &AgentId) -> Result<(), Error> {
+    futures::future::try_join_all(Priority::ALL.iter().map(|p| async move {
+        let config = pull::Config {
+            durable_name: Some(streams::inbox_consumer(agent)),
+            filter_subject: subjects::inbox(*p, agent),
+            ack_policy: AckPolicy::Explicit,
+            deliver_policy: DeliverPolicy::All,
+            ack_wait: streams::INBOX_ACK_WAIT,
+            max_deliver: -1,
+            max_ack_pending: streams::INBOX_ACK_PENDING_MAX,
+            ..Default::default()
+        };
+        consumer(js, &streams::inboxes(*p), config).await
+    }))
+    .await
+    .map(drop)
+}
+
+/// Makes the consumers by which the home of a source reads its lanes and its completions, under its epoch.
+///
+/// # Errors
+/// When the broker refuses one or does not answer.
+pub async fn ensure_source_consumers(js: &Context, agent: &AgentId, epoch: u64) -> Result<(), Error> {
+    futures::future::try_join_all(Priority::ALL.iter().map(|p| async move {
+        let lane = pull::Config {
+            durable_name: Some(streams::lane_consumer(agent, epoch)),
+            filter_subject: subjects::lane_filter(*p, agent),
+            ..held_by_home()
+        };
+        consumer(js, &streams::lanes(*p), lane).await?;
+        let done = pull::Config {
+            durable_name: Some(streams::done_consumer(*p, agent, epoch)),
+            filter_subject: subjects::done_filter(*p, agent),
+            ..held_by_home()
+        };
+        consumer(js, streams::DONE, done).await
+    }))
+    .await
+    .map(drop)
+}
+
+fn held_by_home() -> pull::Config {
+    pull::Config {
+        ack_policy: AckPolicy::Explicit,
+        deliver_policy: DeliverPolicy::All,
+        ack_wait: streams::LANE_ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: streams::LANE_ACK_PENDING_MAX,
+        ..Default::default()
+    }
+}
+
+/// Deletes the consumers of former homes of these agents: what they held comes back at once, and their acknowledgements
+/// meet nothing. `epoch_of` gives the epoch in force for an agent, or none where this home does not own it.
+///
+/// # Errors
+/// When the broker does not answer.
+pub async fn delete_former_consumers(
+    js: &Context,
+    epoch_of: impl Fn(&str) -> Option<u64>,
+) -> Result<usize, Error> {
+    let mut deleted = 0;
+    let names = Priority::ALL.iter().map(|p| streams::lanes(*p)).chain([streams::DONE.to_owned()]);
+    for name in names {
+        let stream = js.get_stream(&name).await.map_err(api(format!("look up the stream {name}")))?;
+        let consumers: Vec<String> = stream
+            .consumer_names()
+            .try_collect()
+            .await
+            .map_err(api(format!("list the consumers of {name}")))?;
+        for consumer in consumers {
+            let Some((agent, epoch)) = streams::consumer_epoch(&consumer) else { continue };
+            if epoch_of(agent).is_some_and(|now| epoch < now) {
+                stream
+                    .delete_consumer(&consumer)
+                    .await
+                    .map_err(api(format!("delete the consumer {consumer}")))?;
+                deleted += 1;
+            }
+        }
+    }
+    Ok(deleted)
+}

@@ -1,0 +1,294 @@
+//! Completions: what targets report becomes outcomes. The first recorded outcome wins; a later one is noted as late.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use governance::{Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Timestamp};
+use protocol::audit::CompletionRow;
+use protocol::completion::{self, Completions};
+use protocol::control::DeadLetter;
+use protocol::{HASH_BYTES, json, subjects};
+
+use super::perform::micros;
+use super::settle::{Origin, OwnedReply};
+use super::{AgentIx, Done, Home, Side, Source};
+use crate::clock;
+
+/// The message of completions whose effects are being performed.
+#[derive(Debug)]
+pub(super) struct Reported<'a> {
+    /// Its place among the held completions.
+    at: usize,
+    bytes: &'a Bytes,
+    rows: &'a Completions<'a>,
+}
+
+impl Reported<'_> {
+    fn row(&self, row: u32) -> completion::Completion<'_> {
+        self.rows.row(row as usize)
+    }
+}
+
+impl Home {
+    pub(super) fn complete(&mut self, source: AgentIx, message: broker::Message) {
+        let Some(route) = subjects::route(&message.subject) else { return };
+        let target = route.target.and_then(|t| self.governor.agent(t));
+        self.recovered.completions_unread = self.recovered.completions_unread.saturating_sub(1);
+        if let Source::Done(source, priority) = Source::from_key(message.key) {
+            let credits = self.done_credits.entry((source, priority)).or_default();
+            *credits = credits.saturating_sub(1);
+            self.pull_done(source, priority);
+        }
+        let bytes = if json::is_json(&message.payload) {
+            json::to_completions(&message.payload).map(Bytes::from).map_err(|e| e.to_string())
+        } else {
+            Ok(message.payload.clone())
+        };
+        let read =
+            bytes.and_then(|b| Completions::parse(&b).map(drop).map_err(|e| e.to_string()).map(|()| b));
+        let (Ok(bytes), Some(target)) = (&read, target) else {
+            let why = read.err().unwrap_or_else(|| "the target is not registered".to_owned());
+            tracing::warn!(subject = %message.subject, why, "a completion cannot be read; it is dropped");
+            self.metrics.malformed_completion();
+            self.mesh_note(
+                clock::now(),
+                "malformed_completion",
+                &serde_json::json!({"subject": message.subject.as_str(), "why": why}),
+            );
+            return self.outlets.side.push(Side::Ack(message.ack));
+        };
+        let rows = Completions::parse(bytes).expect("parsed above");
+        // The guard of this very call is the one pending.
+        let at = self.done.insert(Done { ack: message.ack, pending: 1, source, blocks: Vec::new() });
+        let completions: Vec<Completion> = (0..rows.len())
+            .map(|i| {
+                let row = rows.row(i);
+                Completion {
+                    first: row.first,
+                    count: row.count,
+                    outcome: row.outcome,
+                    reason: row.reason,
+                    ran: Duration::from_micros(row.ran_us.into()),
+                    attempt: row.attempt,
+                    row: i as u32,
+                }
+            })
+            .collect();
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.governor.apply(
+            now,
+            Event::Completed { source, target, completions: &completions },
+            &mut effects,
+        );
+        let reported = Reported { at, bytes, rows: &rows };
+        for effect in effects.drain(..) {
+            self.perform(now, effect, Some(&reported));
+        }
+        self.effects = effects;
+        self.release_done(at);
+    }
+
+    pub(super) fn close(&mut self, now: Timestamp, c: &Closing, reported: Option<&Reported<'_>>) {
+        let Some(open) = self.opens.get(c.open.ix()).cloned() else { return };
+        let row = c.row.zip(reported).map(|(row, reported)| (reported.row(row), reported));
+        let (inbox_us, ran_us, attempt) =
+            row.as_ref().map_or((0, 0, 0), |(r, _)| (r.inbox_us, r.ran_us, r.attempt));
+        let target = self.name(open.target);
+        let lane_us = micros(open.admitted, open.accepted);
+        let record = CompletionRow {
+            first: c.id,
+            count: c.count,
+            completed: now,
+            source: self.name(open.source),
+            target: target.clone(),
+            outcome: c.outcome,
+            reason: c.reason,
+            late: false,
+            lane_us,
+            inbox_us,
+            ran_us,
+            latency_us: u64::try_from(now.since(open.accepted).as_micros()).unwrap_or(u64::MAX),
+            attempt,
+            runner: row.as_ref().map_or(InstanceId(0), |(_, r)| r.rows.runner),
+            response: row.as_ref().map_or([0; HASH_BYTES], |(r, _)| self.key.hash(r.payload)),
+        };
+        self.metrics.completed(c.outcome, open.class, u32::from(c.count), now.since(open.accepted), ran_us);
+        let shard = usize::from(self.agents[&open.source].shard);
+        let stage = self.shards[shard].stage();
+        stage.completions.push(record);
+        if let Some((_, reported)) = &row {
+            stage.dones.push(reported.at);
+            self.hold_done(reported.at);
+        }
+        if open.kind != Kind::Request {
+            return;
+        }
+        let payload = row.as_ref().map_or_else(
+            || Bytes::from(crate::explain::refusal(c.reason, "", &target, &open.capability)),
+            |(r, reported)| reported.bytes.slice_ref(r.payload),
+        );
+        let reply = OwnedReply {
+            source: open.source,
+            instance: c.id.instance,
+            token: open.reply_token.clone(),
+            first: c.id,
+            count: c.count,
+            outcome: c.outcome,
+            reason: c.reason,
+            target,
+            lane_us,
+            inbox_us,
+            ran_us,
+            payload,
+            content_type: row.as_ref().map(|(r, _)| r.content_type.to_owned()).unwrap_or_default(),
+            origin: row.as_ref().map_or(Origin::Nothing, |(_, r)| Origin::Done(r.at)),
+        };
+        match row {
+            // The done lane is durable and replays to the same outcome, so that this reply need not wait for the block.
+            Some((_, reported)) => {
+                self.hold_done(reported.at);
+                self.ready_replies.push(reply);
+            }
+            None => self.shards[shard].stage().replies.push(reply),
+        }
+    }
+
+    fn hold_done(&mut self, at: usize) {
+        if let Some(done) = self.done.get_mut(at) {
+            done.pending += 1;
+        }
+    }
+
+    pub(super) fn late(
+        &mut self,
+        now: Timestamp,
+        row: u32,
+        id: DispatchId,
+        count: u16,
+        reported: Option<&Reported<'_>>,
+    ) {
+        let Some(reported) = reported else { return };
+        let r = reported.row(row);
+        let source = self.done.get(reported.at).map(|d| d.source);
+        let Some(source) = source else { return };
+        if let Some(outcome) = self.recovered.closed.remove(&id) {
+            // The former home recorded it and perhaps did not get to tell: say it again.
+            if matches!(outcome, Outcome::Success | Outcome::Failure) && !id.instance.is_derived() {
+                self.hold_done(reported.at);
+                self.ready_replies.push(OwnedReply {
+                    source,
+                    instance: id.instance,
+                    token: "".into(),
+                    first: id,
+                    count,
+                    outcome: r.outcome,
+                    reason: r.reason,
+                    target: "".into(),
+                    lane_us: 0,
+                    inbox_us: r.inbox_us,
+                    ran_us: r.ran_us,
+                    payload: reported.bytes.slice_ref(r.payload),
+                    content_type: r.content_type.to_owned(),
+                    origin: Origin::Done(reported.at),
+                });
+            }
+            return;
+        }
+        self.metrics.late(u32::from(count));
+        let record = CompletionRow {
+            first: id,
+            count,
+            completed: now,
+            source: self.name(source),
+            target: "".into(),
+            outcome: r.outcome,
+            reason: r.reason,
+            late: true,
+            lane_us: 0,
+            inbox_us: r.inbox_us,
+            ran_us: r.ran_us,
+            latency_us: 0,
+            attempt: r.attempt,
+            runner: reported.rows.runner,
+            response: self.key.hash(r.payload),
+        };
+        let shard = usize::from(self.agents[&source].shard);
+        let stage = self.shards[shard].stage();
+        stage.completions.push(record);
+        stage.dones.push(reported.at);
+        self.hold_done(reported.at);
+    }
+
+    pub(super) fn retry(
+        &mut self,
+        now: Timestamp,
+        row: u32,
+        id: DispatchId,
+        attempt: u8,
+        delay: Duration,
+        reported: Option<&Reported<'_>>,
+    ) {
+        let Some(reported) = reported else { return };
+        let r = reported.row(row);
+        if let Some(source) = self.done.get(reported.at).map(|d| d.source) {
+            let body = serde_json::json!({
+                "id": id.to_string(), "attempt": attempt, "delay_ms": delay.as_millis() as u64,
+                "reason": r.reason.name(),
+            });
+            self.note(now, "retry", source, &body);
+        }
+        if !r.inbox_ack.is_empty() {
+            self.outlets.side.push(Side::Nak { ack: r.inbox_ack.to_owned(), delay });
+        }
+    }
+
+    pub(super) fn dead_letter(
+        &mut self,
+        now: Timestamp,
+        row: u32,
+        open: usize,
+        id: DispatchId,
+        attempts: u8,
+        reported: Option<&Reported<'_>>,
+    ) {
+        let (Some(reported), Some(open)) = (reported, self.opens.get(open).cloned()) else { return };
+        let r = reported.row(row);
+        let target = self.name(open.target);
+        let letter = DeadLetter {
+            id: id.to_string(),
+            source: self.name(open.source).to_string(),
+            target: target.to_string(),
+            capability: open.capability.to_string(),
+            topic: String::new(),
+            priority: open.lane,
+            attempts,
+            reason: r.reason,
+            // The text of an error may quote the payload: it stays out of the audit, and is kept with the letter.
+            error: String::from_utf8_lossy(r.payload).into_owned(),
+            at: protocol::text::rfc3339(now),
+            conversation: String::new(),
+            content_type: String::new(),
+            payload_hex: String::new(),
+        };
+        let body = serde_json::json!({"id": id.to_string(), "attempts": attempts, "reason": r.reason.name()});
+        self.note(now, "dead_letter", open.target, &body);
+        self.alert(now, "dead_letter", Some(open.target), format!("{id} failed {attempts} times"), &[]);
+        self.hold_done(reported.at);
+        let inbox_ack = r.inbox_ack.to_owned();
+        self.outlets.side.push(Side::DeadLetter {
+            letter: Box::new(letter),
+            id,
+            inbox_ack,
+            done: reported.at,
+        });
+    }
+
+    /// A dead letter is stored: its inbox message may come once more, finds nothing open, and goes.
+    pub(super) fn dead_lettered(&mut self, inbox_ack: String, done: usize) {
+        if !inbox_ack.is_empty() {
+            self.outlets.side.push(Side::Nak { ack: inbox_ack, delay: Duration::ZERO });
+        }
+        self.release_done(done);
+    }
+}

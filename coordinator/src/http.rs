@@ -1,0 +1,73 @@
+//! Health and metrics over HTTP. Shows; changes nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+
+/// Beyond this silence of its home a replica counts as unhealthy.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// What the endpoints look at.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    pub(crate) metrics: Arc<Metrics>,
+    /// It is home of its shards, or stands by for one that is.
+    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) broker: async_nats::Client,
+}
+
+/// Binds the address and, where wanted, writes it to a file.
+pub(crate) async fn bind(config: &Config) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(config.http).await.with_context(|| {
+        format!("{} is taken or not an address of this machine; choose another with --http", config.http)
+    })?;
+    let address = listener.local_addr()?;
+    if let Some(file) = &config.http_addr_file {
+        let text = format!("{address}\n");
+        tokio::fs::write(file, text).await.with_context(|| format!("failed to write {}", file.display()))?;
+    }
+    tracing::info!(addr = %address, "http listening");
+    Ok((listener, address))
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(listener: TcpListener, health: Health) -> anyhow::Result<()> {
+    let app = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(health);
+    axum::serve(listener, app).await.context("the HTTP endpoint ended")
+}
+
+async fn healthz(State(health): State<Health>) -> (StatusCode, &'static str) {
+    if health.ready.load(Ordering::Relaxed) && health.metrics.silent_for() > SILENCE_MAX {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the home is silent\n");
+    }
+    (StatusCode::OK, "ok\n")
+}
+
+async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
+    if health.broker.connection_state() != async_nats::connection::State::Connected {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the broker is away\n");
+    }
+    if !health.ready.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    }
+    (StatusCode::OK, "ready\n")
+}
+
+async fn metrics(State(health): State<Health>) -> Result<String, StatusCode> {
+    health.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}

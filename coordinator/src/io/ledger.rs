@@ -1,0 +1,202 @@
+//! The audit ledger in Redis: appending blocks with the fence, storing snapshots, reading both back.
+//!
+//! Owns the retries; interprets nothing. The rule it keeps: a block counts as durable only when Redis said so, and a
+//! refusal means that this home was deposed.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use protocol::redis::{self as keys, EntryId, Head};
+use redis::aio::ConnectionManager;
+use tokio::sync::mpsc;
+
+use crate::home::Input;
+
+/// The pause before an append that got no answer is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// Far above what `appendfsync always` takes on a slow disk; a timeout only leads to the same append again.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries read at once when rebuilding.
+const READ_COUNT: usize = 256;
+
+/// Something for the ledger.
+#[derive(Debug)]
+pub(crate) enum Write {
+    /// A block.
+    Append { shard: u8, expected: Head, new: Head, block: Vec<u8> },
+    /// A snapshot, taken under this epoch.
+    Snapshot { shard: u8, epoch: u64, snapshot: String },
+}
+
+/// What became of an append.
+#[derive(Debug)]
+pub(crate) enum Appended {
+    /// It is durable.
+    Durable,
+    /// Another home has written since: this one is deposed.
+    Deposed(String),
+}
+
+/// The connection to the ledger.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    redis: ConnectionManager,
+    append: redis::Script,
+    snapshot: redis::Script,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ledger")
+    }
+}
+
+impl Ledger {
+    pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
+        let client = redis::Client::open(url)?;
+        let config = redis::aio::ConnectionManagerConfig::new()
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_max_delay(Duration::from_millis(500));
+        let redis = ConnectionManager::new_with_config(client, config).await?;
+        Ok(Self {
+            redis,
+            append: redis::Script::new(keys::APPEND),
+            snapshot: redis::Script::new(keys::SNAPSHOT),
+        })
+    }
+
+    /// Appends a block, trying again for as long as Redis gives no answer: a retry is answered `same`.
+    pub(crate) async fn append(&self, shard: u8, expected: Head, new: Head, block: &[u8]) -> Appended {
+        loop {
+            let mut connection = self.redis.clone();
+            let answer: redis::RedisResult<String> = self
+                .append
+                .prepare_invoke()
+                .key(keys::stream(shard))
+                .key(keys::head(shard))
+                .arg(expected.to_string())
+                .arg(new.to_string())
+                .arg(new.id.to_string())
+                .arg(block)
+                .arg(keys::empty_head())
+                .invoke_async(&mut connection)
+                .await;
+            match answer {
+                Ok(word) if word == "ok" || word == "same" => return Appended::Durable,
+                Ok(head) => return Appended::Deposed(head),
+                Err(e) => {
+                    tracing::warn!(shard, error = %e, "the audit ledger does not take a block; dispatches wait");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn store_snapshot(&self, shard: u8, epoch: u64, snapshot: &str) {
+        let mut connection = self.redis.clone();
+        let answer: redis::RedisResult<String> = self
+            .snapshot
+            .prepare_invoke()
+            .key(keys::snapshot(shard))
+            .key(keys::head(shard))
+            .arg(epoch)
+            .arg(snapshot)
+            .invoke_async(&mut connection)
+            .await;
+        // The former snapshot still serves; the next one comes in seconds.
+        if let Err(e) = answer {
+            tracing::warn!(shard, error = %e, "a snapshot was not stored");
+        }
+    }
+
+    /// The head of a shard.
+    pub(crate) async fn head(&self, shard: u8) -> anyhow::Result<Head> {
+        let mut connection = self.redis.clone();
+        let text: Option<String> =
+            redis::cmd("GET").arg(keys::head(shard)).query_async(&mut connection).await?;
+        text.map_or_else(
+            || Ok(Head::default()),
+            |t| Head::parse(&t).ok_or_else(|| anyhow::anyhow!("the head of shard {shard} is damaged: {t:?}")),
+        )
+    }
+
+    /// The snapshot of a shard: head, oldest block needed, state.
+    pub(crate) async fn snapshot(&self, shard: u8) -> anyhow::Result<Option<(Head, EntryId, String)>> {
+        let mut connection = self.redis.clone();
+        let text: Option<String> =
+            redis::cmd("GET").arg(keys::snapshot(shard)).query_async(&mut connection).await?;
+        let Some(text) = text else { return Ok(None) };
+        let damaged = || anyhow::anyhow!("the snapshot of shard {shard} is damaged");
+        let mut lines = text.splitn(3, '\n');
+        let head = lines.next().and_then(Head::parse).ok_or_else(damaged)?;
+        let oldest = lines.next().and_then(EntryId::parse).ok_or_else(damaged)?;
+        Ok(Some((head, oldest, lines.next().ok_or_else(damaged)?.to_owned())))
+    }
+
+    /// The blocks of a shard from `from` on, in order.
+    pub(crate) async fn blocks(&self, shard: u8, from: EntryId) -> anyhow::Result<Vec<(EntryId, Vec<u8>)>> {
+        let mut connection = self.redis.clone();
+        let mut blocks = Vec::new();
+        let mut start = from.to_string();
+        loop {
+            let reply: redis::streams::StreamRangeReply = redis::cmd("XRANGE")
+                .arg(keys::stream(shard))
+                .arg(&start)
+                .arg("+")
+                .arg("COUNT")
+                .arg(READ_COUNT)
+                .query_async(&mut connection)
+                .await?;
+            let read = reply.ids.len();
+            for entry in reply.ids {
+                let id =
+                    EntryId::parse(&entry.id).ok_or_else(|| anyhow::anyhow!("entry id {:?}", entry.id))?;
+                let block: Vec<u8> = entry
+                    .get(keys::BLOCK_FIELD)
+                    .ok_or_else(|| anyhow::anyhow!("entry {id} of shard {shard} holds no block"))?;
+                start = format!("({id}");
+                blocks.push((id, block));
+            }
+            if read < READ_COUNT {
+                return Ok(blocks);
+            }
+        }
+    }
+}
+
+/// Writes what the home hands over. Appends of different shards run at once, since Redis syncs them together; those of
+/// one shard never overlap, because the home has one block of a shard under way.
+pub(crate) async fn run(
+    ledger: Ledger,
+    mut writes: mpsc::Receiver<Write>,
+    home: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            write = writes.recv() => match write {
+                None => return Ok(()),
+                Some(write) => under_way.push(perform(&ledger, write)),
+            },
+            Some(done) = under_way.next(), if !under_way.is_empty() => {
+                let Some(input) = done else { continue };
+                if home.send(input).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn perform(ledger: &Ledger, write: Write) -> Option<Input> {
+    match write {
+        Write::Append { shard, expected, new, block } => {
+            Some(Input::Appended(shard, ledger.append(shard, expected, new, &block).await))
+        }
+        Write::Snapshot { shard, epoch, snapshot } => {
+            ledger.store_snapshot(shard, epoch, &snapshot).await;
+            None
+        }
+    }
+}

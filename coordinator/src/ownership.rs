@@ -1,0 +1,173 @@
+//! Ownership: announcing this replica, claiming the shards, fencing what former homes publish.
+//!
+//! The rule it keeps: a claim is a compare-and-set; its epoch is above every epoch seen in the owners bucket and in Redis;
+//! and nothing is decided before both outputs are fenced.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::{Context, kv::Store};
+use broker::{Fence, Publisher};
+use futures::TryStreamExt;
+use governance::{Priority, SHARDS};
+use protocol::control::{Owner, Replica};
+use protocol::{streams, subjects};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::io::ledger::Ledger;
+
+/// How often a replica renews its announcement; the bucket forgets it after three.
+const RENEW: Duration = Duration::from_secs(1);
+/// How often a replica that stands by looks whether the shards became free.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// This replica among the others.
+#[derive(Debug, Clone)]
+pub(crate) struct Membership {
+    replicas: Store,
+    owners: Store,
+    name: String,
+    http: String,
+    since_ns: u64,
+}
+
+impl Membership {
+    pub(crate) async fn open(js: &Context, name: String, http: String) -> anyhow::Result<Self> {
+        let replicas = js.get_key_value(streams::REPLICAS_BUCKET).await?;
+        let owners = js.get_key_value(streams::OWNERS_BUCKET).await?;
+        Ok(Self { replicas, owners, name, http, since_ns: clock::now().0 })
+    }
+
+    async fn announce(&self) -> anyhow::Result<()> {
+        let replica = Replica {
+            protocol: protocol::PROTOCOL_VERSION,
+            http: self.http.clone(),
+            since_ns: self.since_ns,
+        };
+        self.replicas.put(&self.name, serde_json::to_vec(&replica)?.into()).await?;
+        Ok(())
+    }
+
+    /// Announces this replica until told to stop.
+    pub(crate) async fn renew(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(RENEW);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => {
+                    self.replicas.delete(&self.name).await.ok();
+                    return Ok(());
+                }
+                _ = tick.tick() => {
+                    // While the broker is away nothing can be claimed by others either.
+                    if let Err(e) = self.announce().await {
+                        tracing::debug!(error = %e, "this replica could not announce itself");
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many replicas live.
+    pub(crate) async fn count(&self) -> u32 {
+        let Ok(keys) = self.replicas.keys().await else { return 1 };
+        keys.try_fold(0, |n, _| async move { Ok(n + 1) }).await.unwrap_or(1).max(1)
+    }
+
+    /// Waits until no other live replica owns a shard, then claims them all under one epoch.
+    pub(crate) async fn claim(&self, ledger: &Ledger) -> anyhow::Result<u64> {
+        let mut waited = false;
+        loop {
+            if let Some(owner) = self.live_owner().await? {
+                if !waited {
+                    tracing::info!(owner, "standing by: another replica is home of the shards");
+                }
+                waited = true;
+            } else if let Some(epoch) = self.try_claim(ledger).await? {
+                return Ok(epoch);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn live_owner(&self) -> anyhow::Result<Option<String>> {
+        for shard in 0..SHARDS {
+            let Some(value) = self.owners.get(shard.to_string()).await? else { continue };
+            let owner: Owner =
+                serde_json::from_slice(&value).context("an entry of the owners bucket is damaged")?;
+            if owner.replica.is_empty() || owner.replica == self.name {
+                continue;
+            }
+            return Ok(self.replicas.get(&owner.replica).await?.is_some().then_some(owner.replica));
+        }
+        Ok(None)
+    }
+
+    /// Claims all shards; none where another replica was faster.
+    async fn try_claim(&self, ledger: &Ledger) -> anyhow::Result<Option<u64>> {
+        let mut revisions = Vec::with_capacity(usize::from(SHARDS));
+        let mut epoch = 0;
+        for shard in 0..SHARDS {
+            let entry = self.owners.entry(shard.to_string()).await?;
+            let revision = entry.as_ref().map_or(0, |e| e.revision);
+            let stored =
+                entry.and_then(|e| serde_json::from_slice::<Owner>(&e.value).ok()).map_or(0, |o| o.epoch);
+            epoch = epoch.max(revision).max(stored).max(ledger.head(shard).await?.id.epoch);
+            revisions.push(revision);
+        }
+        epoch += 1;
+        for (shard, revision) in revisions.into_iter().enumerate() {
+            let owner = serde_json::to_vec(&Owner { replica: self.name.clone(), epoch })?;
+            if self.owners.update(shard.to_string(), owner.into(), revision).await.is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(epoch))
+    }
+
+    /// Gives the shards back, so that another replica need not wait for this one's announcement to expire.
+    pub(crate) async fn release(&self, epoch: u64) {
+        for shard in 0..SHARDS {
+            let Ok(Some(entry)) = self.owners.entry(shard.to_string()).await else { continue };
+            let mine = serde_json::from_slice::<Owner>(&entry.value)
+                .is_ok_and(|o| o.replica == self.name && o.epoch == epoch);
+            let free =
+                serde_json::to_vec(&Owner { replica: String::new(), epoch }).expect("plain data serialises");
+            if mine {
+                self.owners.update(shard.to_string(), free.into(), entry.revision).await.ok();
+            }
+        }
+    }
+}
+
+/// Moves the fences of all shards: whatever a former home still publishes is refused from here on.
+pub(crate) async fn fence(
+    js: &Context,
+    publisher: &Publisher,
+    epoch: u64,
+) -> anyhow::Result<Vec<[Fence; 4]>> {
+    let mut fences: Vec<[Fence; 4]> = Vec::with_capacity(usize::from(SHARDS));
+    for shard in 0..SHARDS {
+        let mut acks = Vec::new();
+        for p in Priority::ALL {
+            let body = format!("{epoch}").into();
+            acks.push(publisher.publish(subjects::fence(*p, shard), None, None, body).await);
+        }
+        let acks = futures::future::try_join_all(acks).await.context("failed to move a fence")?;
+        let fences_of_shard: Vec<Fence> = Priority::ALL
+            .iter()
+            .zip(acks)
+            .map(|(p, ack)| Fence { subject: subjects::fence(*p, shard), sequence: ack.sequence })
+            .collect();
+        fences.push(fences_of_shard.try_into().expect("one for each priority"));
+    }
+    for p in Priority::ALL {
+        let stream = js.get_stream_no_info(streams::inboxes(*p)).await?;
+        for shard in 0..SHARDS {
+            // Only the newest fence message counts; the older ones would fill the subject in the end.
+            stream.purge().filter(subjects::fence(*p, shard)).keep(1).await?;
+        }
+    }
+    Ok(fences)
+}

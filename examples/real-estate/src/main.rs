@@ -1,0 +1,59 @@
+//! The program: runs the agents, or plays the demo and prints its report. Owns process concerns only: logging, signals,
+//! exit codes. Rule kept: the report goes to stdout, everything else to stderr.
+
+use std::fs;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use real_estate::{
+    agents::{self, Crew},
+    config::{Cli, Command, Common, Demo},
+    demo,
+    platform::Platform,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Demo(demo) => play(&demo).await,
+        Command::Agents(common) => serve(&common, &agents::NAMES).await,
+        Command::Agent { name, common } => serve(&common, &[name.as_str()]).await,
+    }
+}
+
+async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {
+    let report = demo::run(demo).await?;
+    stdout().write_all(report.text().as_bytes()).context("the report cannot be printed")?;
+    if let Some(path) = &demo.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        fs::write(path, json + "\n").with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(if report.balanced { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn serve(common: &Common, names: &[&str]) -> anyhow::Result<ExitCode> {
+    let dialogues = demo::load(common.input.as_deref())?;
+    let platform = Arc::new(Platform::new(&dialogues, demo::llm(common)?));
+    let mesh = demo::connect(common).await?;
+    let crew = Crew::start(&mesh, names.iter().rev().copied(), &platform).await?;
+    tracing::info!(agents = names.len(), "the agents serve");
+    stopped().await?;
+    crew.stop().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for Ctrl-C or a polite kill.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be waited for")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("signals cannot be waited for"),
+        _ = terminate.recv() => Ok(()),
+    }
+}

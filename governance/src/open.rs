@@ -1,0 +1,359 @@
+//! Open runs: what was admitted and has not ended. Owns their slots, their lookup by id and their deadlines.
+//!
+//! One entry for each admitted run, whatever its length; slots that ended alone are bits. Deadlines are buckets: a run hangs in
+//! the list of the first bucket boundary at or after its deadline, so that admitting and ending cost no timer. Near deadlines have fine
+//! buckets, far ones coarse: a timeout is late by at most 8 ms, 128 ms or 4 s, each a small part of the time that passed.
+//!
+//! The rule it keeps: a slot ends once. Whoever ends slots asks `segment` first and marks what it ends.
+
+use std::collections::BTreeMap;
+
+use crate::event::Restored;
+use crate::hash::FastMap;
+use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, OpenIx};
+use crate::slab::Slab;
+use crate::time::Timestamp;
+use crate::words::{Kind, Priority};
+
+/// One admitted run.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenRun {
+    pub source: AgentIx,
+    pub target: AgentIx,
+    pub capability: Option<CapabilityIx>,
+    pub kind: Kind,
+    pub class: Priority,
+    pub serves_person: bool,
+    pub probe: bool,
+    pub first: DispatchId,
+    pub count: u16,
+    pub deadline: Timestamp,
+    /// No extension goes beyond this.
+    pub deadline_max: Timestamp,
+    pub admitted: Timestamp,
+    pub order_key: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    run: OpenRun,
+    left: u16,
+    /// Bits of the slots that ended, counted from the first; empty while none ended alone.
+    ended: Vec<u64>,
+    /// Slots with a later deadline of their own.
+    extended: Vec<(u16, Timestamp)>,
+    bucket: u64,
+    earlier: u32,
+    later: u32,
+    /// The next run of the same envelope.
+    sibling: u32,
+}
+
+/// All open runs.
+#[derive(Debug)]
+pub(crate) struct Open {
+    entries: Slab<Entry>,
+    by_envelope: FastMap<(InstanceId, u64), u32>,
+    /// The first run of each bucket, by the moment at which the bucket is due.
+    buckets: BTreeMap<u64, u32>,
+    slots: u64,
+}
+
+/// Consecutive slots of a run that have either all ended or all not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub count: u16,
+    pub ended: bool,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl Open {
+    pub(crate) fn new() -> Self {
+        Self { entries: Slab::new(), by_envelope: FastMap::default(), buckets: BTreeMap::new(), slots: 0 }
+    }
+
+    /// Opens a run.
+    pub(crate) fn insert(&mut self, run: OpenRun) -> OpenIx {
+        let entry = Entry::new(run);
+        let ix = self.entries.insert(entry);
+        self.link(ix);
+        OpenIx(ix)
+    }
+
+    /// Opens a run that a former home admitted, under the handle that the shell gave it.
+    pub(crate) fn restore(&mut self, restored: &Restored, run: OpenRun) {
+        let mut entry = Entry::new(run);
+        entry.ended.clone_from(&restored.ended);
+        if !entry.ended.is_empty() {
+            entry.ended.resize(words(entry.run.count), 0);
+            entry.left = (0..entry.run.count).filter(|offset| !entry.is_ended(*offset)).count() as u16;
+        }
+        self.entries.insert_at(restored.open.0, entry);
+        self.link(restored.open.0);
+    }
+
+    fn link(&mut self, ix: u32) {
+        let entry = self.entries.at_mut(ix);
+        self.slots += u64::from(entry.left);
+        let envelope = (entry.run.first.instance, entry.run.first.sequence);
+        entry.sibling = self.by_envelope.insert(envelope, ix).unwrap_or(NONE);
+        let (now, deadline) = (entry.run.admitted, entry.run.deadline);
+        self.hang(ix, bucket_of(now, deadline));
+    }
+
+    /// Hangs a run into a bucket.
+    fn hang(&mut self, ix: u32, bucket: u64) {
+        let head = self.buckets.insert(bucket, ix).unwrap_or(NONE);
+        if head != NONE {
+            self.entries.at_mut(head).earlier = ix;
+        }
+        let entry = self.entries.at_mut(ix);
+        (entry.bucket, entry.earlier, entry.later) = (bucket, NONE, head);
+    }
+
+    fn unhang(&mut self, ix: u32) {
+        let entry = self.entries.at(ix);
+        let (bucket, earlier, later) = (entry.bucket, entry.earlier, entry.later);
+        if later != NONE {
+            self.entries.at_mut(later).earlier = earlier;
+        }
+        if earlier != NONE {
+            self.entries.at_mut(earlier).later = later;
+        } else if later != NONE {
+            self.buckets.insert(bucket, later);
+        } else {
+            self.buckets.remove(&bucket);
+        }
+    }
+
+    /// Removes a run whose slots have all ended.
+    pub(crate) fn forget(&mut self, open: OpenIx) -> OpenRun {
+        self.unhang(open.0);
+        let entry = self.entries.remove(open.0);
+        assert!(entry.left == 0, "a run is forgotten when all its slots have ended");
+        let envelope = (entry.run.first.instance, entry.run.first.sequence);
+        let head = self.by_envelope[&envelope];
+        if head != open.0 {
+            let mut before = head;
+            while self.entries.at(before).sibling != open.0 {
+                before = self.entries.at(before).sibling;
+            }
+            self.entries.at_mut(before).sibling = entry.sibling;
+        } else if entry.sibling == NONE {
+            self.by_envelope.remove(&envelope);
+        } else {
+            self.by_envelope.insert(envelope, entry.sibling);
+        }
+        entry.run
+    }
+
+    /// The run of a dispatch, and the place of the dispatch in it.
+    pub(crate) fn find(&self, id: DispatchId) -> Option<(OpenIx, u16)> {
+        let mut ix = self.by_envelope.get(&(id.instance, id.sequence)).copied().unwrap_or(NONE);
+        while ix != NONE {
+            let Entry { run, sibling, .. } = self.entries.at(ix);
+            if run.first.copy == id.copy && (run.first.slot..=last_slot(run)).contains(&id.slot) {
+                return Some((OpenIx(ix), id.slot - run.first.slot));
+            }
+            ix = *sibling;
+        }
+        None
+    }
+
+    /// How many slots from `id` on are in no run: up to the next run of this envelope, at most `count`.
+    pub(crate) fn gap(&self, id: DispatchId, count: u16) -> u16 {
+        let mut gap = count;
+        let mut ix = self.by_envelope.get(&(id.instance, id.sequence)).copied().unwrap_or(NONE);
+        while ix != NONE {
+            let Entry { run, sibling, .. } = self.entries.at(ix);
+            if run.first.copy == id.copy && run.first.slot > id.slot {
+                gap = gap.min(run.first.slot - id.slot);
+            }
+            ix = *sibling;
+        }
+        gap
+    }
+
+    /// The slots from `offset` on, at most `count`, that are alike.
+    pub(crate) fn segment(&self, open: OpenIx, offset: u16, count: u16) -> Segment {
+        let entry = self.entries.at(open.0);
+        let end = offset.saturating_add(count).min(entry.run.count);
+        if entry.ended.is_empty() {
+            return Segment { count: end - offset, ended: false };
+        }
+        let ended = entry.is_ended(offset);
+        let alike = (offset..end).take_while(|o| entry.is_ended(*o) == ended).count();
+        Segment { count: alike as u16, ended }
+    }
+
+    /// Ends slots that have not; whether they were the last of their run.
+    pub(crate) fn end(&mut self, open: OpenIx, offset: u16, count: u16) -> bool {
+        let entry = self.entries.at_mut(open.0);
+        assert!(count <= entry.left, "a slot ends once");
+        entry.left -= count;
+        self.slots -= u64::from(count);
+        if entry.left > 0 {
+            entry.ended.resize(words(entry.run.count), 0);
+            for o in offset..offset + count {
+                entry.ended[usize::from(o / 64)] |= 1 << (o % 64);
+            }
+        }
+        entry.left == 0
+    }
+
+    pub(crate) fn run(&self, open: OpenIx) -> &OpenRun {
+        &self.entries.at(open.0).run
+    }
+
+    /// The run no longer serves as a probe; whether it did.
+    pub(crate) fn take_probe(&mut self, open: OpenIx) -> bool {
+        std::mem::take(&mut self.entries.at_mut(open.0).run.probe)
+    }
+
+    pub(crate) fn is_open(&self, id: DispatchId) -> bool {
+        self.find(id).is_some_and(|(open, offset)| !self.segment(open, offset, 1).ended)
+    }
+
+    /// The deadline of one slot.
+    pub(crate) fn deadline(&self, open: OpenIx, offset: u16) -> Timestamp {
+        let entry = self.entries.at(open.0);
+        let own = entry.extended.iter().find(|(o, _)| *o == offset);
+        own.map_or(entry.run.deadline, |(_, at)| *at)
+    }
+
+    /// Gives one slot a later deadline.
+    pub(crate) fn extend(&mut self, open: OpenIx, offset: u16, deadline: Timestamp) {
+        let entry = self.entries.at_mut(open.0);
+        if entry.run.count == 1 {
+            entry.run.deadline = deadline;
+        } else if let Some(own) = entry.extended.iter_mut().find(|(o, _)| *o == offset) {
+            own.1 = deadline;
+        } else {
+            entry.extended.push((offset, deadline));
+        }
+    }
+
+    /// A run with a slot whose deadline has passed. Runs whose deadlines all moved hang elsewhere from now on.
+    pub(crate) fn overdue(&mut self, now: Timestamp) -> Option<OpenIx> {
+        loop {
+            let (due, ix) = self.buckets.first_key_value().map(|(due, ix)| (*due, *ix))?;
+            if due > now.0 {
+                return None;
+            }
+            let next = self.next_deadline(OpenIx(ix));
+            if next <= now {
+                return Some(OpenIx(ix));
+            }
+            self.unhang(ix);
+            self.hang(ix, bucket_of(now, next));
+        }
+    }
+
+    /// The first deadline among the slots that have not ended.
+    fn next_deadline(&self, open: OpenIx) -> Timestamp {
+        let entry = self.entries.at(open.0);
+        if entry.extended.is_empty() {
+            return entry.run.deadline;
+        }
+        let slots = (0..entry.run.count).filter(|o| !entry.is_ended(*o));
+        slots.map(|o| self.deadline(open, o)).min().unwrap_or(entry.run.deadline)
+    }
+
+    /// When the first bucket is due.
+    pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
+        self.buckets.first_key_value().map(|(due, _)| Timestamp(*due))
+    }
+
+    /// All runs as a snapshot keeps them.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (OpenIx, Restored)> {
+        self.entries.iter().map(|(ix, entry)| {
+            let run = &entry.run;
+            let restored = Restored {
+                source: run.source,
+                target: run.target,
+                capability: run.capability.unwrap_or(NO_CAPABILITY),
+                kind: run.kind,
+                class: run.class,
+                serves_person: run.serves_person,
+                first: run.first,
+                count: run.count,
+                deadline: run.deadline,
+                admitted: run.admitted,
+                order_key: run.order_key,
+                ended: entry.ended.clone(),
+                open: OpenIx(ix),
+            };
+            (OpenIx(ix), restored)
+        })
+    }
+
+    /// How many slots are open.
+    pub(crate) const fn slots(&self) -> u64 {
+        self.slots
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        let mut slots = 0;
+        for (ix, entry) in self.entries.iter() {
+            let open = (0..entry.run.count).filter(|o| !entry.is_ended(*o)).count();
+            assert_eq!(open, usize::from(entry.left), "the open slots are those whose bit is not set");
+            assert!(entry.left > 0, "a run without open slots is forgotten");
+            assert!(entry.bucket >= self.buckets.first_key_value().map_or(0, |(due, _)| *due));
+            assert_eq!(
+                self.find(entry.run.first).map(|(open, _)| open.0),
+                Some(ix),
+                "a run is found by its id"
+            );
+            slots += u64::from(entry.left);
+        }
+        assert_eq!(slots, self.slots, "the sum of open slots is kept");
+    }
+}
+
+impl Entry {
+    const fn new(run: OpenRun) -> Self {
+        let left = run.count;
+        Self {
+            run,
+            left,
+            ended: Vec::new(),
+            extended: Vec::new(),
+            bucket: 0,
+            earlier: NONE,
+            later: NONE,
+            sibling: NONE,
+        }
+    }
+
+    fn is_ended(&self, offset: u16) -> bool {
+        self.ended.get(usize::from(offset / 64)).is_some_and(|word| word & (1 << (offset % 64)) != 0)
+    }
+}
+
+const fn last_slot(run: &OpenRun) -> u16 {
+    run.first.slot + (run.count - 1)
+}
+
+fn words(count: u16) -> usize {
+    usize::from(count).div_ceil(64)
+}
+
+/// The end of the bucket of a deadline.
+const fn bucket_of(now: Timestamp, deadline: Timestamp) -> u64 {
+    let ahead = deadline.0.saturating_sub(now.0);
+    let width = if ahead < 10 * SECOND {
+        8 * MILLISECOND
+    } else if ahead < 600 * SECOND {
+        128 * MILLISECOND
+    } else {
+        4 * SECOND
+    };
+    deadline.0.div_ceil(width).saturating_mul(width)
+}
+
+/// Stands for "no capability" where the form has no room for none: in the copies of topics.
+pub const NO_CAPABILITY: CapabilityIx = CapabilityIx(u32::MAX);
+
+const MILLISECOND: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;

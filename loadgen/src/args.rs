@@ -1,0 +1,141 @@
+//! What can be asked of loadgen, on the command line and in the environment. Owns the defaults; reads the environment.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Puts honest load on a mesh and reports figures beside those of the bare broker.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// What to measure.
+    #[command(subcommand)]
+    pub(crate) scenario: Scenario,
+    /// Where the figures go as one JSON object; they are printed for people in any case.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// The broker.
+    #[arg(long, global = true, env = "MESH_NATS_URL", default_value = "nats://127.0.0.1:4222")]
+    pub(crate) nats_url: String,
+    /// The archive, from which the books are closed.
+    #[arg(
+        long,
+        global = true,
+        env = "MESH_POSTGRES_URL",
+        default_value = "postgres://mesh@127.0.0.1:5432/mesh",
+        hide_env_values = true
+    )]
+    pub(crate) postgres_url: String,
+    /// Where the broker keeps streams; the bare run keeps its own there as well.
+    #[arg(long, global = true, env = "MESH_STORAGE", default_value = "file", value_parser = ["file", "memory"])]
+    pub(crate) storage: String,
+    /// What the broker was started with, for the report.
+    #[arg(long, global = true, env = "MESH_NATS_SYNC", default_value = "default", hide = true)]
+    pub(crate) nats_sync: String,
+    /// What Redis was started with, for the report.
+    #[arg(long, global = true, env = "MESH_REDIS_FSYNC", default_value = "unknown", hide = true)]
+    pub(crate) redis_fsync: String,
+    /// The coordinators' addresses, for the report.
+    #[arg(long, global = true, env = "MESH_COORDINATORS", default_value = "", hide = true)]
+    pub(crate) coordinators: String,
+    /// Replicas of the streams; the bare run keeps as many.
+    #[arg(long, global = true, env = "MESH_STREAM_REPLICAS", default_value_t = 1, hide = true)]
+    pub(crate) stream_replicas: usize,
+    /// The commit, for the report; asked of git where it is not given.
+    #[arg(long, global = true, env = "MESH_COMMIT", hide = true)]
+    pub(crate) commit: Option<String>,
+}
+
+/// The scenarios.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Scenario {
+    /// As many dispatches as go through, beside the same bytes through two bare durable hops.
+    Throughput(Throughput),
+    /// Latency of each priority at a fixed rate, beside a bare chain at that rate.
+    Latency(Latency),
+    /// Decisions per second of the governance core alone; needs no server.
+    Governance(Governance),
+    /// The bare durable hops alone; needs nothing but a broker.
+    Bare(Bare),
+}
+
+/// `throughput`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Throughput {
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// Pairs of a sending and a receiving agent.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) agents: u32,
+    /// How long to send, in seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// How long each bare run sends, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) bare_seconds: u64,
+    /// Dispatches that each sender has on their way to acceptance.
+    #[arg(long, default_value_t = 2_048, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) window: u32,
+    /// Dispatches that each receiver runs at once.
+    #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub(crate) concurrent: u32,
+}
+
+/// `latency`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Latency {
+    /// Requests per second, over all priorities.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(4..=200_000))]
+    pub(crate) rate: u32,
+    /// Events per second that flood P3 meanwhile.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) flood: u32,
+    /// How long, in seconds, after the warm-up.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// Pairs of a calling and an answering agent.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) agents: u32,
+    /// Shares of P0, P1, P2, P3 among the requests, in percent.
+    #[arg(long, default_value = "25,25,25,25", value_delimiter = ',')]
+    pub(crate) mix: Vec<u32>,
+}
+
+/// `governance`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Governance {
+    /// Dispatches of one envelope.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=16_384))]
+    pub(crate) envelope: u16,
+    /// Numbers of agents to measure with.
+    #[arg(long, default_value = "12,1000", value_delimiter = ',')]
+    pub(crate) agents: Vec<u32>,
+    /// Seconds for each number of agents.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+}
+
+/// `bare`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bare {
+    /// Bytes of each single message.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// How long each part runs, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+    /// Requests per second of the chain.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(4..=200_000))]
+    pub(crate) rate: u32,
+}
+
+impl Throughput {
+    pub(crate) const fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}

@@ -1,0 +1,59 @@
+//! `loadgen`: honest load. Owns the scenarios and their figures; every figure of the mesh stands beside the same work done
+//! without it, in the same run, through the same broker.
+//!
+//! The rule it keeps: latency runs from the intended send time, and a run whose books do not balance is a failed run.
+
+mod args;
+mod bare;
+mod books;
+mod governance;
+mod latency;
+mod load;
+mod output;
+mod payload;
+mod report;
+mod throughput;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use args::{Args, Scenario};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a scenario; whether its books balance.
+fn run(args: &Args) -> anyhow::Result<bool> {
+    if let Scenario::Governance(scenario) = &args.scenario {
+        return governance::run(scenario, args);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    runtime.block_on(async {
+        match &args.scenario {
+            Scenario::Bare(scenario) => bare::run(scenario, args).await,
+            Scenario::Throughput(scenario) => throughput::run(scenario, args).await,
+            Scenario::Latency(scenario) => latency::run(scenario, args).await,
+            Scenario::Governance(_) => unreachable!("it needs no runtime and ran above"),
+        }
+    })
+}

@@ -1,0 +1,1 @@
+//! Payloads. Owns their bytes.

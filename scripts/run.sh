@@ -1,0 +1,263 @@
+# shellcheck shell=bash
+# The commands of ./dev that put a stack around something: setup, up, down, stack-run, demo, bench.
+# Whatever ends this script ends what it started, except what `up` is asked to leave.
+
+readonly UP_DIR=$ROOT/target/stack
+# Folders of failed runs are kept to be looked into: the newest few.
+readonly SCRATCH_KEPT=4
+
+CHILD=''        # the command in the foreground
+SCRATCH=''      # this run's own folder
+INTERRUPTED=''
+REST=()
+# In the environment of every command this run starts, and so in that of all its descendants.
+RUN_MARK=DEV_RUN=$$-$(random_hex 4)
+readonly RUN_MARK
+
+run_setup() {
+  (($# == 0)) || die "setup takes no arguments"
+  clean_up_at_exit
+  setup_servers
+  setup_python
+  say "nats-server  $NATS_SERVER"
+  say "redis-server $REDIS_SERVER"
+  say "PostgreSQL   $POSTGRES_BIN"
+}
+
+run_up() {
+  stack_options "$@"
+  ((${#REST[@]} == 0)) || die "up does not know '${REST[0]}'"
+  clean_up_at_exit
+  setup_servers
+  mkdir -p "$ROOT/target"
+  exec 9>"$ROOT/target/stack.lock"
+  flock -n 9 || die "another ./dev up or down of this folder is at work"
+
+  local running known
+  running=$(stack_up_count "$UP_DIR")
+  known=$(compgen -G "$UP_DIR/run/*.supervisor" | wc -l) || known=0
+  if ((running > 0 && running == known)); then
+    say "the mesh is up already"
+    print_where
+    return
+  fi
+  if ((known > 0)); then
+    say "the mesh was not stopped in order ($running of $known processes run); starting it anew on what it kept"
+    stack_stop "$UP_DIR"
+  fi
+  [[ -n $STACK_SERVERS_ONLY ]] || build_release
+  check_disk "$ROOT/target"
+  STACK_LIVES_ON=yes
+  PREFER_USUAL_PORTS=yes
+  SCRATCH=$UP_DIR
+  stack_start "$UP_DIR"
+  SCRATCH=''
+  print_where
+}
+
+run_down() {
+  (($# == 0)) || die "down takes no arguments"
+  mkdir -p "$ROOT/target"
+  exec 9>"$ROOT/target/stack.lock"
+  flock -n 9 || die "another ./dev up or down of this folder is at work"
+  local running
+  running=$(stack_up_count "$UP_DIR")
+  stack_stop "$UP_DIR"
+  (($(stack_up_count "$UP_DIR") == 0)) || die "some processes of $UP_DIR could not be stopped"
+  rm -f "$UP_DIR/mesh.env"
+  if ((running > 0)); then say "the mesh is down; what it kept is in $UP_DIR/data"; else say "the mesh was not up"; fi
+}
+
+run_in_stack() {
+  stack_options "$@"
+  ((${#REST[@]} > 0)) || die "stack-run needs a command after --"
+  clean_up_at_exit
+  setup_servers
+  [[ -n $STACK_SERVERS_ONLY ]] || build_release
+  in_scratch_stack "${REST[@]}"
+}
+
+run_demo() {
+  [[ -r $ROOT/examples/real-estate/mesh.toml ]] && STACK_POLICY=$ROOT/examples/real-estate/mesh.toml
+  stack_options "$@"
+  clean_up_at_exit
+  setup_servers
+  build_release
+  in_scratch_stack "$ROOT/target/release/real-estate" demo "${REST[@]}"
+}
+
+run_bench() {
+  stack_options "$@"
+  [[ ${REST[0]:--} != -* ]] ||
+    die "bench needs a scenario: throughput, latency, request, governance, audit or trace"
+  clean_up_at_exit
+  setup_servers
+  build_release
+  if [[ ${REST[0]} == governance ]]; then
+    run_child "$ROOT/target/release/loadgen" "${REST[@]}"
+  else
+    in_scratch_stack "$ROOT/target/release/loadgen" "${REST[@]}"
+  fi
+}
+
+# stack_options ARGUMENT...: takes what concerns the stack, leaves the others in REST. All after -- is left as it is.
+stack_options() {
+  REST=()
+  local value
+  while (($# > 0)); do
+    case $1 in
+      --)
+        shift
+        REST+=("$@")
+        break
+        ;;
+      --servers-only) STACK_SERVERS_ONLY=yes ;;
+      --storage=* | --profile=* | --coordinators=* | --policy=*) stack_option "${1%%=*}" "${1#*=}" ;;
+      --storage | --profile | --coordinators | --policy)
+        (($# >= 2)) || die "$1 needs a value"
+        value=$2
+        stack_option "$1" "$value"
+        shift
+        ;;
+      *) REST+=("$1") ;;
+    esac
+    shift
+  done
+}
+
+stack_option() {
+  case $1=$2 in
+    --storage=file | --storage=memory) STACK_STORAGE=$2 ;;
+    --profile=fast | --profile=no-loss) STACK_PROFILE=$2 ;;
+    --coordinators=[1-9]) COORDINATORS=$2 ;;
+    --policy=?*)
+      [[ -r $2 ]] || die "there is no policy file $2"
+      STACK_POLICY=$(realpath -- "$2")
+      ;;
+    --storage=*) die "--storage is file or memory, not '$2'" ;;
+    --profile=*) die "--profile is fast or no-loss, not '$2'" ;;
+    *) die "--coordinators is a number from 1 to 9, not '$2'" ;;
+  esac
+}
+
+# in_scratch_stack COMMAND...: ends the script with the command's status.
+in_scratch_stack() {
+  mkdir -p "$ROOT/target"
+  check_disk "$ROOT/target"
+  forget_old_scratch
+  SCRATCH=$(mktemp -d "$ROOT/target/scratch.XXXXXX")
+  stack_start "$SCRATCH"
+  load_env "$SCRATCH/mesh.env"
+  # For examples in Python.
+  export PYTHONPATH=$PYTHON_PACKAGES${PYTHONPATH:+:$PYTHONPATH}
+  local status=0
+  run_child "$@" || status=$?
+  exit "$status"
+}
+
+forget_old_scratch() {
+  local folder kept=0
+  while IFS= read -r folder; do
+    (($(stack_up_count "$folder") == 0)) || continue
+    kept=$((kept + 1))
+    ((kept < SCRATCH_KEPT)) || remove_scratch "$folder"
+  done < <(find "$ROOT/target" -maxdepth 1 -name 'scratch.*' -type d -mmin +1 -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2-)
+}
+
+remove_scratch() {
+  [[ $1 == "$ROOT"/target/scratch.?* ]] || return 0
+  rm -rf "$(readlink -f "$1/data")" "$1"
+}
+
+# run_child COMMAND...: in the foreground for the keyboard, in the background for bash, which else would look at a signal
+# only after the command has ended.
+run_child() {
+  local command=(env '--default-signal=INT,QUIT' "$RUN_MARK")
+  have setpriv && command+=(setpriv --pdeathsig KILL --)
+  "${command[@]}" "$@" <&0 &
+  CHILD=$!
+  local status=0
+  wait "$CHILD" || status=$?
+  CHILD=''
+  return "$status"
+}
+
+clean_up_at_exit() {
+  trap clean_up EXIT
+  trap 'interrupt 130' INT
+  trap 'interrupt 143' TERM HUP
+}
+
+interrupt() {
+  INTERRUPTED=yes
+  trap - ERR
+  exit "$1"
+}
+
+clean_up() {
+  local status=$?
+  set +e
+  trap - ERR
+  trap '' INT TERM HUP
+  trap - EXIT
+  allow_service_starts
+  end_child
+  [[ -n $SCRATCH ]] || exit "$status"
+  stack_stop "$SCRATCH"
+  if [[ $SCRATCH == "$UP_DIR" ]]; then
+    rm -f "$UP_DIR/mesh.env"
+  elif ((status == 0)) || [[ -n $INTERRUPTED ]]; then
+    remove_scratch "$SCRATCH"
+  else
+    say "logs and data of this run are kept in $SCRATCH"
+  fi
+  exit "$status"
+}
+
+# Ends the command, then whatever it started and left.
+end_child() {
+  if [[ -n $CHILD ]]; then
+    kill -TERM "$CHILD" 2>/dev/null
+    wait_until 5 not alive "$CHILD" || kill -KILL "$CHILD" 2>/dev/null
+    wait "$CHILD" 2>/dev/null
+  fi
+  signal_descendants TERM || return 0
+  wait_until 3 not signal_descendants 0 || signal_descendants KILL
+}
+
+# signal_descendants SIGNAL: to all that was started by this run's commands; false when there is nothing.
+signal_descendants() {
+  local pids
+  pids=$(grep -lzxF "$RUN_MARK" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3)
+  [[ -n $pids ]] || return 1
+  # shellcheck disable=SC2086  # one word per process
+  kill -"$1" $pids 2>/dev/null || true
+}
+
+build_release() {
+  local log status=0 notice
+  log=$(mktemp)
+  (sleep 3 && say "building the release binaries; the first time takes minutes") &
+  notice=$!
+  run_child cargo build --release --locked --workspace --bins --manifest-path "$ROOT/Cargo.toml" >"$log" 2>&1 || status=$?
+  kill "$notice" 2>/dev/null || true
+  if ((status != 0)); then
+    grep -E -A12 '^error' "$log" | head -n 60 >&2 || tail -n 20 "$log" >&2
+    rm -f "$log"
+    die "the release build failed"
+  fi
+  rm -f "$log"
+}
+
+print_where() {
+  load_env "$UP_DIR/mesh.env"
+  cat <<END
+nats          $MESH_NATS_URL (monitoring $MESH_NATS_MONITOR_URL)
+redis         $MESH_REDIS_URL
+postgres      ${MESH_POSTGRES_URL/:[0-9a-f]*@/:…@}
+coordinators  ${MESH_COORDINATORS:-none}
+settings      $UP_DIR/mesh.env (with the password)
+logs          $UP_DIR/logs
+data          $UP_DIR/data
+END
+}

@@ -1,0 +1,395 @@
+# shellcheck shell=bash
+# One stack: nats-server, Redis, PostgreSQL, coordinators and the archiver, in one folder, on loopback ports of their own.
+#
+#   STACK/mesh.env    how to reach it            STACK/run/NAME.{pid,ready,hold,…}   see supervise.sh
+#   STACK/logs/       one file per process       STACK/data/                         what the servers keep
+#
+# Each process has a supervisor. In a stack that lives as long as one command, supervisors are killed with the command's
+# shell, and processes with their supervisors, whatever kills the shell.
+
+STACK=''
+DATA=''                     # STACK/data with links resolved
+STACK_LIVES_ON=''           # non-empty: the stack stays when this script ends
+STACK_SERVERS_ONLY=${STACK_SERVERS_ONLY:-}
+STACK_STORAGE=${STACK_STORAGE:-file}
+STACK_PROFILE=${STACK_PROFILE:-fast}
+STACK_POLICY=${STACK_POLICY:-$ROOT/mesh.toml}
+COORDINATORS=${COORDINATORS:-1}
+
+readonly SERVERS=(nats redis postgres)
+readonly START_SECONDS=60
+readonly START_TRIES=3
+# What a stack needs to come up and run a demo; below it the servers fail one after another in ways hard to read.
+readonly DISK_KB_MINIMUM=$((1024 * 1024))
+
+NATS_PORT='' NATS_MONITOR_PORT='' REDIS_PORT='' POSTGRES_PORT=''
+COORDINATOR_PORTS=()
+STACK_NAME=''
+DATABASE_PASSWORD=''
+SERVER_USER=''
+PREFER_USUAL_PORTS=''
+
+# stack_start FOLDER: everything up and ready, mesh.env written.
+stack_start() {
+  STACK=$1
+  STACK_NAME=mesh-$(random_hex 4)
+  mkdir -p "$STACK"/{run,logs}
+  chmod 755 "$STACK" "$STACK/run" "$STACK/logs"
+  choose_server_user
+  prepare_data
+  ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
+
+  launch nats
+  launch redis
+  prepare_postgres
+  launch postgres
+  settle nats
+  settle redis
+  settle postgres
+  create_database
+
+  prepare_mesh
+  write_env
+  [[ -n $STACK_SERVERS_ONLY ]] && return
+  local index
+  for ((index = 0; index < COORDINATORS; index++)); do launch "coordinator-$index"; done
+  launch audit-archiver
+  for ((index = 0; index < COORDINATORS; index++)); do settle "coordinator-$index"; done
+  settle audit-archiver
+}
+
+# stack_stop FOLDER: the mesh first, so that it can finish what it holds, then the servers.
+stack_stop() {
+  local run=$1/run name
+  [[ -d $run ]] || return 0
+  local mesh=() archiver=() servers=()
+  for name in "$run"/*.supervisor; do
+    [[ -e $name ]] || continue
+    name=${name##*/}
+    name=${name%.supervisor}
+    case $name in
+      coordinator-*) mesh+=("$name") ;;
+      audit-archiver) archiver+=("$name") ;;
+      *) servers+=("$name") ;;
+    esac
+  done
+  stop_supervised "$1" "${mesh[@]}"
+  stop_supervised "$1" "${archiver[@]}"
+  stop_supervised "$1" "${servers[@]}"
+}
+
+# stop_supervised FOLDER NAME...
+stop_supervised() {
+  local stack=$1 name
+  shift
+  for name in "$@"; do
+    supervised "$stack" "$name" && kill -TERM "$(<"$stack/run/$name.supervisor")" 2>/dev/null
+  done
+  for name in "$@"; do
+    wait_until 30 not supervised "$stack" "$name" || kill -KILL "$(<"$stack/run/$name.supervisor")" 2>/dev/null
+    rm -f "$stack/run/$name".*
+  done
+}
+
+not() { ! "$@"; }
+
+# supervised FOLDER NAME: its supervisor runs, and is really one, not somebody who was given its number.
+supervised() {
+  local pid
+  pid=$(cat "$1/run/$2.supervisor" 2>/dev/null) || return 1
+  alive "$pid" && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "supervise.sh $1 $2 "
+}
+
+# stack_up_count FOLDER: how many supervisors run.
+stack_up_count() {
+  local file name count=0
+  for file in "$1"/run/*.supervisor; do
+    name=${file##*/}
+    supervised "$1" "${name%.supervisor}" && count=$((count + 1))
+  done
+  printf '%s' "$count"
+}
+
+check_disk() {
+  local free
+  free=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
+  ((free >= DISK_KB_MINIMUM)) ||
+    die "the disk that holds $1 has $((free / 1024)) MB free; the stack needs $((DISK_KB_MINIMUM / 1024)) MB"
+}
+
+# Root starts the servers as somebody who may do nothing.
+choose_server_user() {
+  SERVER_USER=''
+  ((EUID == 0)) || return 0
+  SERVER_USER=nobody
+  id postgres >/dev/null 2>&1 && SERVER_USER=postgres
+  return 0
+}
+
+as_server_user() {
+  if [[ -n $SERVER_USER ]]; then
+    setpriv --reuid "$SERVER_USER" --regid "$(id -g "$SERVER_USER")" --init-groups -- "$@"
+  else
+    "$@"
+  fi
+}
+
+# The servers' folders, somewhere the user that runs them can reach.
+prepare_data() {
+  DATA=$STACK/data
+  [[ -L $DATA && ! -d $DATA ]] && rm -f "$DATA"
+  mkdir -p "$DATA"
+  if ! as_server_user test -x "$DATA"; then
+    rmdir "$DATA"
+    ln -s "$(mktemp -d "/var/tmp/$STACK_NAME.XXXXXX")" "$DATA"
+    say "the user $SERVER_USER cannot reach $STACK; the servers keep their data in $(readlink "$DATA")"
+  fi
+  DATA=$(readlink -f "$DATA")
+  chmod 755 "$DATA"
+  local server
+  for server in "${SERVERS[@]}"; do
+    mkdir -p "$DATA/$server"
+    own "$DATA/$server"
+  done
+  install -m 644 "$ROOT"/deploy/{nats,redis,postgresql}.conf "$DATA"
+  as_server_user test -x "$NATS_SERVER" && return
+  install -m 755 "$NATS_SERVER" "$DATA/nats-server"
+  NATS_SERVER=$DATA/nats-server
+}
+
+own() {
+  chmod 700 "$1"
+  [[ -z $SERVER_USER ]] || chown "$SERVER_USER" "$1"
+}
+
+# launch NAME: chooses its ports and starts it; settle waits for it.
+launch() {
+  rm -f "$STACK/run/$1".*
+  case $1 in
+    nats) launch_nats ;;
+    redis) launch_redis ;;
+    postgres) launch_postgres ;;
+    coordinator-*) launch_coordinator "${1#coordinator-}" ;;
+    audit-archiver) launch_archiver ;;
+    *) die "no process is called $1" ;;
+  esac
+}
+
+usual() { [[ -z $PREFER_USUAL_PORTS ]] || printf '%s' "$1"; }
+
+launch_nats() {
+  local sync=2m
+  [[ $STACK_PROFILE == no-loss ]] && sync=always
+  choose_port NATS_PORT "$(usual 4222)"
+  choose_port NATS_MONITOR_PORT "$(usual 8222)"
+  probe_with nats "$NATS_PORT" "$NATS_MONITOR_PORT" "$STACK_NAME"
+  supervise nats TERM "$SERVER_USER" env "MESH_NATS_SYNC_INTERVAL=$sync" "$NATS_SERVER" -c "$DATA/nats.conf" \
+    -a 127.0.0.1 -p "$NATS_PORT" -m "$NATS_MONITOR_PORT" -sd "$DATA/nats" -n "$STACK_NAME"
+}
+
+launch_redis() {
+  choose_port REDIS_PORT "$(usual 6379)"
+  probe_with redis "$REDIS_PORT"
+  supervise redis TERM "$SERVER_USER" "$REDIS_SERVER" "$DATA/redis.conf" --bind 127.0.0.1 --port "$REDIS_PORT" \
+    --dir "$DATA/redis" --daemonize no --logfile '' --pidfile ''
+}
+
+# A cluster of its own with a password of its own, which also tells it from any other server on the port.
+prepare_postgres() {
+  local data=$DATA/postgres secret=$STACK/postgres.password
+  [[ -e $DATA/postgres.made ]] || make_cluster "$data" "$secret"
+  [[ -s $secret ]] || die "the password $secret of $data is gone; remove the folder to start anew"
+  DATABASE_PASSWORD=$(<"$secret")
+  local version
+  version=$("$POSTGRES_BIN/postgres" --version | sed -n 's/.*) \([0-9]*\).*/\1/p')
+  [[ $(<"$data/PG_VERSION") == "$version" ]] ||
+    die "$data was made by PostgreSQL $(<"$data/PG_VERSION") and the one here is $version; remove the folder to start anew"
+}
+
+make_cluster() {
+  local data=$1 secret=$2 readable=$DATA/postgres.password status=0
+  rm -rf "${data:?}" "$DATA/postgres.made"
+  mkdir -p "$data"
+  own "$data"
+  (umask 077 && random_hex 16 >"$secret")
+  # initdb reads the password as the servers' user, who cannot read the secret itself.
+  install -m 600 ${SERVER_USER:+-o "$SERVER_USER"} "$secret" "$readable"
+  as_server_user env LC_ALL=C "$POSTGRES_BIN/initdb" --pgdata "$data" --username mesh --pwfile "$readable" \
+    --auth scram-sha-256 --encoding UTF8 --locale C --no-sync --no-instructions >"$STACK/logs/initdb.log" 2>&1 || status=$?
+  rm -f "$readable"
+  ((status == 0)) || fail_with_log initdb "PostgreSQL's initdb failed"
+  touch "$DATA/postgres.made"
+}
+
+launch_postgres() {
+  choose_port POSTGRES_PORT "$(usual 5432)"
+  probe_with postgres "$POSTGRES_PORT"
+  # Without Unix sockets there is no path to be too long and no folder to fight over.
+  supervise postgres INT "$SERVER_USER" "$POSTGRES_BIN/postgres" -D "$DATA/postgres" \
+    -c config_file="$DATA/postgresql.conf" -c hba_file="$DATA/postgres/pg_hba.conf" \
+    -c ident_file="$DATA/postgres/pg_ident.conf" -c listen_addresses=127.0.0.1 -c port="$POSTGRES_PORT" \
+    -c unix_socket_directories=
+}
+
+query() {
+  PGPASSWORD=$DATABASE_PASSWORD PGCONNECT_TIMEOUT=2 \
+    "$POSTGRES_BIN/psql" -X -h 127.0.0.1 -p "$POSTGRES_PORT" -U mesh -d "$1" -Atqc "$2" 2>/dev/null
+}
+
+create_database() {
+  [[ $(query postgres "SELECT 1 FROM pg_database WHERE datname = 'mesh'") == 1 ]] ||
+    query postgres 'CREATE DATABASE mesh' || fail_with_log postgres "the database could not be made"
+}
+
+# What the mesh's own processes need besides the servers.
+prepare_mesh() {
+  [[ -s $STACK/audit.key ]] || (umask 077 && random_hex 32 >"$STACK/audit.key")
+  [[ -n $STACK_SERVERS_ONLY || -r $STACK_POLICY ]] || die "there is no policy file $STACK_POLICY"
+  COORDINATOR_PORTS=()
+  [[ -n $STACK_SERVERS_ONLY ]] && return
+  local index
+  for ((index = 0; index < COORDINATORS; index++)); do
+    choose_port "COORDINATOR_PORTS[$index]" "$(usual $((7070 + index)))"
+  done
+}
+
+launch_coordinator() {
+  local name=coordinator-$1
+  # A port somebody took since it was chosen.
+  port_taken "${COORDINATOR_PORTS[$1]}" && choose_port "COORDINATOR_PORTS[$1]"
+  write_env
+  probe_with "$name" "${COORDINATOR_PORTS[$1]}"
+  supervise "$name" TERM '' "$ROOT/scripts/with-env.sh" "$STACK/mesh.env" "MESH_HTTP=127.0.0.1:${COORDINATOR_PORTS[$1]}" \
+    "MESH_HTTP_ADDR_FILE=$STACK/run/$name.addr" "$ROOT/target/release/coordinator"
+}
+
+launch_archiver() {
+  probe_with audit-archiver
+  supervise audit-archiver TERM '' "$ROOT/scripts/with-env.sh" "$STACK/mesh.env" MESH_HTTP=127.0.0.1:0 \
+    "MESH_HTTP_ADDR_FILE=$STACK/run/audit-archiver.addr" "$ROOT/target/release/audit-archiver"
+}
+
+probe_with() {
+  local name=$1
+  shift
+  printf '%s\n' "$*" >"$STACK/run/$name.probe"
+}
+
+# probe NAME: it is ready, and it is ours.
+probe() {
+  local a b c
+  read -r a b c <"$STACK/run/$1.probe" || true
+  case $1 in
+    nats) [[ $(first_line "$a") == *"\"server_name\":\"$c\""* ]] && http_ok "$b" '/healthz?js-enabled-only=true' ;;
+    redis) [[ $(redis_process "$a") == "$(process_id redis)" ]] ;;
+    postgres) POSTGRES_PORT=$a DATABASE_PASSWORD=$(<"$STACK/postgres.password") query postgres 'SELECT 1' >/dev/null ;;
+    coordinator-*) [[ -s $STACK/run/$1.addr ]] && http_ok "$a" /readyz ;;
+    audit-archiver)
+      [[ -s $STACK/run/$1.addr ]] || return 1
+      a=$(<"$STACK/run/$1.addr")
+      http_ok "${a##*:}" /readyz
+      ;;
+  esac
+}
+
+process_id() { cat "$STACK/run/$1.pid" 2>/dev/null; }
+
+# supervise NAME SIGNAL USER COMMAND...: starts it; USER may be empty.
+supervise() {
+  local name=$1 signal=$2 user=$3
+  shift 3
+  # Children of a shell without job control ignore the keyboard's signals; these must not inherit that.
+  local command=(env '--default-signal=INT,QUIT') supervisor=(setsid)
+  if have setpriv; then
+    local death=KILL
+    [[ $signal == INT ]] && death=INT
+    command+=(setpriv --pdeathsig "$death")
+    [[ -z $user ]] || command+=(--reuid "$user" --regid "$(id -g "$user")" --init-groups)
+    command+=(--)
+    [[ -n $STACK_LIVES_ON ]] || supervisor+=(setpriv --pdeathsig KILL --)
+  fi
+  "${supervisor[@]}" bash "$ROOT/scripts/supervise.sh" "$STACK" "$name" "$signal" "${command[@]}" "$@" \
+    </dev/null >/dev/null 2>&1 9>&- &
+  printf '%s\n' "$!" >"$STACK/run/$name.supervisor"
+  disown
+}
+
+# settle NAME: waits until it is ready; another process that was quicker on its port means another port.
+settle() {
+  local try
+  for ((try = 1; try <= START_TRIES; try++)); do
+    if wait_until "$START_SECONDS" ready_or_ended "$1" && [[ -e $STACK/run/$1.ready ]]; then
+      return
+    fi
+    supervised "$STACK" "$1" && fail_with_log "$1" "$1 was not ready after $START_SECONDS s"
+    tail -n 20 "$STACK/logs/$1.log" | grep -qi 'address already in use' || break
+    launch "$1"
+  done
+  fail_with_log "$1" "$1 could not start"
+}
+
+ready_or_ended() {
+  supervised "$STACK" "$1" || return 0
+  [[ -e $STACK/run/$1.pid ]] && probe "$1" && touch "$STACK/run/$1.ready"
+}
+
+# fail_with_log NAME SENTENCE
+fail_with_log() {
+  say "the last lines of $STACK/logs/$1.log:"
+  tail -n 15 "$STACK/logs/$1.log" 2>/dev/null | sed 's/^/  /' >&2
+  die "$2"
+}
+
+write_env() {
+  local urls='' port sync=default
+  for port in "${COORDINATOR_PORTS[@]}"; do urls+=",http://127.0.0.1:$port"; done
+  [[ $STACK_PROFILE == no-loss ]] && sync=always
+  (
+    umask 077
+    cat >"$STACK/mesh.env.new" <<END
+MESH_NATS_URL=nats://127.0.0.1:$NATS_PORT
+MESH_NATS_MONITOR_URL=http://127.0.0.1:$NATS_MONITOR_PORT
+MESH_REDIS_URL=redis://127.0.0.1:$REDIS_PORT
+MESH_POSTGRES_URL=postgres://mesh:$DATABASE_PASSWORD@127.0.0.1:$POSTGRES_PORT/mesh
+MESH_POLICY=$STACK_POLICY
+MESH_AUDIT_KEY_FILE=$STACK/audit.key
+MESH_STORAGE=$STACK_STORAGE
+MESH_STREAM_REPLICAS=1
+MESH_COORDINATORS=${urls#,}
+MESH_NATS_SYNC=$sync
+MESH_REDIS_FSYNC=always
+MESH_STACK_DIR=$STACK
+MESH_COMMIT=$(git -C "$ROOT" rev-parse --short=12 HEAD 2>/dev/null || printf unknown)
+END
+  )
+  mv "$STACK/mesh.env.new" "$STACK/mesh.env"
+}
+
+# load_env FILE: into this shell's environment. Values are taken as they stand, not as shell text.
+load_env() {
+  local line
+  while IFS= read -r line; do
+    [[ $line == [A-Z]*=* ]] && export "${line?}"
+  done <"$1"
+}
+
+# stack_pause FOLDER NAME [SIGNAL]: kills a process and keeps it down until stack_resume.
+stack_pause() {
+  STACK=$1
+  local pid
+  supervised "$STACK" "$2" || die "$2 does not run in $STACK"
+  touch "$STACK/run/$2.hold"
+  pid=$(process_id "$2") || return 0
+  kill -"${3:-KILL}" "$pid" 2>/dev/null || true
+  wait_until 30 not alive "$pid" || die "$2 still runs 30 s after signal ${3:-KILL}"
+}
+
+# stack_resume FOLDER NAME
+stack_resume() {
+  STACK=$1
+  supervised "$STACK" "$2" || die "$2 is not supervised in $STACK"
+  rm -f "$STACK/run/$2.hold"
+  wait_until "$START_SECONDS" running_and_ready "$2" || fail_with_log "$2" "$2 was not ready after $START_SECONDS s"
+}
+
+running_and_ready() { [[ -e $STACK/run/$1.pid ]] && probe "$1"; }

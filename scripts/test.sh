@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# ./dev test: everything CI runs, one stage after another, a time for each and one line at the end.
+
+PASSED=0
+FAILED=0
+SUMMARY=()
+
+run_test() {
+  (($# == 0)) || die "test takes no arguments"
+  clean_up_at_exit
+  setup_servers
+  setup_python
+  cd "$ROOT" || die "$ROOT is gone"
+  local logs=$ROOT/target/test-logs
+  rm -rf "$logs"
+  mkdir -p "$logs"
+
+  stage format "$logs" cargo fmt --all --check || true
+  stage lints "$logs" cargo clippy --workspace --all-targets --locked -- -D warnings || true
+  stage unit "$logs" cargo test --workspace --exclude mesh-tests --locked --no-fail-fast || true
+  if stage build "$logs" cargo build --release --locked --workspace --bins; then
+    stage system "$logs" "$ROOT/dev" stack-run -- cargo test -p mesh-tests --release --locked --no-fail-fast || true
+    compose_stage "$logs"
+  fi
+
+  printf '\n'
+  printf '%s\n' "${SUMMARY[@]}"
+  printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
+  if ((FAILED > 0)); then
+    say "the output of each stage is in $logs"
+    exit 1
+  fi
+}
+
+# stage NAME LOGS COMMAND...: runs it, counts the tests it reports; a stage that fails otherwise counts as one failure.
+stage() {
+  local name=$1 log=$2/$1.log started=$SECONDS status=0 passed failed out writer
+  shift 2
+  printf '\n== %s: %s\n' "$name" "$*"
+  exec {out}> >(exec tee "$log")
+  writer=$!
+  run_child "$@" >&"$out" 2>&1 {out}>&- || status=$?
+  exec {out}>&-
+  wait "$writer" || true
+
+  read -r passed failed < <(count_tests "$log")
+  ((status == 0 || failed > 0)) || failed=1
+  PASSED=$((PASSED + passed))
+  FAILED=$((FAILED + failed))
+  local verdict=ok
+  ((failed == 0)) || verdict=FAILED
+  SUMMARY+=("$(printf '%-8s %-6s %4d s  %d passed, %d failed' "$name" "$verdict" $((SECONDS - started)) "$passed" "$failed")")
+  printf '== %s: %s in %d s\n' "$name" "$verdict" $((SECONDS - started))
+  ((failed == 0))
+}
+
+# count_tests LOG: the sum of what cargo's test harness reports.
+count_tests() {
+  sed -n 's/^test result: .* \([0-9][0-9]*\) passed; \([0-9][0-9]*\) failed.*/\1 \2/p' "$1" |
+    awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }'
+}
+
+# The containers are tested where there is an engine to test them with.
+compose_stage() {
+  local reason
+  if reason=$("$ROOT/tests/compose/run" --can-run 2>&1); then
+    stage compose "$1" "$ROOT/tests/compose/run"
+  else
+    SUMMARY+=("$(printf '%-8s %-6s %s' compose skipped "$reason")")
+    printf '\n== compose: skipped, %s\n' "$reason"
+  fi
+}

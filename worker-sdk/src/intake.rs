@@ -1,0 +1,332 @@
+//! The intake: from the broker's inboxes into free slots. Owns pulling, waiting rows and the renewal of what is held.
+//!
+//! The rule it keeps: P0 first, and no message is asked for that has no slot. Each inbox has one pull open at least, so that
+//! a message arrives in one hop; the few that come when the last slot has just been taken wait here.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::Subject;
+use broker::{Ended, Message, Pulled, Pump};
+use governance::Priority;
+use protocol::streams::{self, INBOX_ACK_WAIT};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::core::Core;
+use crate::held::Held;
+use crate::row::{self, Row};
+use crate::runner;
+use crate::slots::ALIVE_PER_SLOT;
+
+/// How long a pull stays open when nothing comes.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+/// The pause after a pull that the broker refused.
+const PULL_PAUSE: Duration = Duration::from_millis(500);
+/// So many refusals in a row say that the consumers are gone, with a broker that lost its memory: register again.
+const REFUSALS_MAX: u32 = 4;
+/// One in so many slots has a pull open in each inbox while nothing is known to wait.
+const IDLE_PULL_SHARE: u32 = 8;
+/// The most of these.
+const IDLE_PULLS_MAX: u32 = 16;
+/// Messages that are being asked about at their home.
+const QUESTIONS_MAX: usize = 64;
+/// How often what is held is renewed.
+const RENEWAL: Duration = Duration::from_secs(INBOX_ACK_WAIT.as_secs() / 3);
+/// A message that could not be read this often is given up; its home ends what is in it.
+const UNREADABLE_MAX: u64 = 5;
+/// The pause before a message that could not be read is offered again: another instance may be newer.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// A row that waits for a slot.
+struct Waiting {
+    held: Arc<Held>,
+    row: Row,
+    attempt: u8,
+}
+
+/// What is known of the inbox of one priority.
+#[derive(Default)]
+struct Inbox {
+    waiting: VecDeque<Waiting>,
+    /// Messages asked for.
+    asked: u32,
+    /// Messages that the broker said it has beyond those.
+    backlog: u64,
+    /// Rows of a message, about, in sixteenths.
+    rows_x16: u32,
+    refused: u32,
+    paused_until: Option<Instant>,
+}
+
+/// A redelivered message, of which its home has said what is open.
+struct Judged {
+    class: Priority,
+    held: Arc<Held>,
+    rows: Vec<Row>,
+    attempt: u8,
+}
+
+/// The task that takes work in.
+pub(crate) struct Intake {
+    core: Arc<Core>,
+    pump: Pump,
+    inboxes: [Inbox; 4],
+    held: HashMap<(Priority, u64), Arc<Held>>,
+    judged: mpsc::Receiver<Judged>,
+    judge: mpsc::Sender<Judged>,
+}
+
+impl Intake {
+    /// # Errors
+    /// When the connection is closed.
+    pub(crate) async fn new(core: Arc<Core>) -> Result<Self, broker::Error> {
+        let pump = Pump::start(core.client.clone()).await?;
+        let (judge, judged) = mpsc::channel(QUESTIONS_MAX);
+        Ok(Self { core, pump, inboxes: Default::default(), held: HashMap::new(), judged, judge })
+    }
+
+    /// Takes work in until the agent drains and nothing is held any more.
+    pub(crate) async fn run(mut self) {
+        let mut renewal = tokio::time::interval(RENEWAL);
+        // Draining is looked at, and a pause ends, at least this often.
+        let mut tick = tokio::time::interval(PULL_PAUSE / 5);
+        let core = Arc::clone(&self.core);
+        loop {
+            self.start_waiting();
+            if core.draining.is_cancelled() {
+                self.give_back_waiting().await;
+                if core.held.load(Ordering::Relaxed) == 0 {
+                    core.drained.cancel();
+                    return;
+                }
+            } else {
+                self.ask_for_more().await;
+            }
+            // All arms are cancellation-safe: each keeps what it has not yielded.
+            tokio::select! {
+                pulled = self.pump.next() => match pulled {
+                    Some(Pulled::Message(message)) => self.on_message(message).await,
+                    Some(Pulled::Ended { key, unfilled, why }) => self.on_ended(key, unfilled, why),
+                    None => return,
+                },
+                Some(judged) = self.judged.recv() => self.admit(judged).await,
+                () = core.slots.freed() => {}
+                _ = renewal.tick() => self.renew().await,
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    fn start_waiting(&mut self) {
+        for class in Priority::ALL.iter().copied() {
+            let inbox = &mut self.inboxes[usize::from(class.code())];
+            while !inbox.waiting.is_empty() && self.core.slots.try_take(class) {
+                let Some(Waiting { held, row, attempt }) = inbox.waiting.pop_front() else { break };
+                held.begin();
+                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), held, row, attempt));
+            }
+        }
+    }
+
+    async fn ask_for_more(&mut self) {
+        let alive_max = self.core.slots.limit().saturating_mul(ALIVE_PER_SLOT).saturating_mul(2) as usize;
+        if self.core.held.load(Ordering::Relaxed) > alive_max + QUESTIONS_MAX {
+            return;
+        }
+        for class in Priority::ALL.iter().copied() {
+            let at = usize::from(class.code());
+            let wish = self.wish(class);
+            let inbox = &mut self.inboxes[at];
+            if inbox.asked * 2 > wish || wish == 0 || inbox.paused_until.is_some_and(|t| t > Instant::now()) {
+                continue;
+            }
+            let batch = wish - inbox.asked;
+            let (stream, consumer) = (streams::inboxes(class), streams::inbox_consumer(&self.core.name));
+            match self.pump.pull(class.code().into(), &stream, &consumer, batch, PULL_EXPIRES).await {
+                Ok(()) => inbox.asked += batch,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot pull");
+                    inbox.paused_until = Some(Instant::now() + PULL_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// How many messages of a priority should be asked for, those that are asked for included.
+    fn wish(&self, class: Priority) -> u32 {
+        let slots = &self.core.slots;
+        let waiting: usize = self.inboxes[..=usize::from(class.code())].iter().map(|i| i.waiting.len()).sum();
+        let room = slots.room(class).saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+        if room == 0 {
+            return 0;
+        }
+        // What other inboxes may deliver beyond the one pull that each has, P0's slots apart.
+        let promised: u32 = Priority::ALL
+            .iter()
+            .filter(|p| class != Priority::P0 && **p != class && **p != Priority::P0)
+            .map(|p| self.inboxes[usize::from(p.code())].asked.saturating_sub(1))
+            .sum();
+        let inbox = &self.inboxes[usize::from(class.code())];
+        let rows = (inbox.rows_x16 / 16).max(1);
+        let fits = (room.saturating_sub(promised) / rows).max(1);
+        let idle = (slots.limit() / IDLE_PULL_SHARE).clamp(1, IDLE_PULLS_MAX);
+        u32::try_from(inbox.backlog).unwrap_or(u32::MAX).max(idle).min(fits)
+    }
+
+    fn on_ended(&mut self, key: u64, unfilled: u32, why: Ended) {
+        let Some(inbox) = self.inboxes.get_mut(key as usize) else { return };
+        inbox.asked = inbox.asked.saturating_sub(unfilled);
+        match why {
+            Ended::Expired => {
+                inbox.backlog = 0;
+                inbox.refused = 0;
+            }
+            Ended::NoConsumer | Ended::Refused => {
+                inbox.paused_until = Some(Instant::now() + PULL_PAUSE);
+                inbox.refused += 1;
+                if inbox.refused == REFUSALS_MAX {
+                    inbox.refused = 0;
+                    let core = Arc::clone(&self.core);
+                    self.core.supervisor.spawn(async move {
+                        tracing::info!(agent = %core.name, "the inbox does not answer; registering again");
+                        if let Err(error) = core.register(PULL_EXPIRES).await {
+                            tracing::warn!(agent = %core.name, %error, "cannot register again");
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    async fn on_message(&mut self, message: Message) {
+        let Some(class) = u8::try_from(message.key).ok().and_then(Priority::from_code) else { return };
+        let inbox = &mut self.inboxes[usize::from(class.code())];
+        inbox.asked = inbox.asked.saturating_sub(1);
+        inbox.backlog = message.pending;
+        inbox.refused = 0;
+        if self.core.draining.is_cancelled() {
+            give_back(&self.core, &message.ack, Duration::ZERO).await;
+            return;
+        }
+        let key = (class, message.stream_sequence);
+        if self.held.get(&key).is_some_and(|held| held.delivered_again(&message.ack)) {
+            return;
+        }
+        let rows = match row::read(&message.payload) {
+            Ok(rows) => rows,
+            Err(error) => return self.on_unreadable(&message, &error).await,
+        };
+        let share = u32::try_from(rows.len() * 16).unwrap_or(u32::MAX);
+        inbox.rows_x16 = (inbox.rows_x16 * 7 + share) / 8;
+        let held = Arc::new(Held::new(message.ack.clone(), rows.len(), Arc::clone(&self.core.held)));
+        self.held.insert(key, Arc::clone(&held));
+        let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
+        let judged = Judged { class, held, rows, attempt };
+        if message.delivered > 1 {
+            // It may have been run elsewhere, or have ended meanwhile: its home knows.
+            self.core.supervisor.spawn(question(Arc::clone(&self.core), judged, self.judge.clone()));
+        } else {
+            self.admit(judged).await;
+        }
+    }
+
+    async fn on_unreadable(&self, message: &Message, error: &row::RowError) {
+        tracing::error!(subject = %message.subject, delivered = message.delivered, %error, "unreadable");
+        if message.delivered < UNREADABLE_MAX {
+            give_back(&self.core, &message.ack, UNREADABLE_PAUSE).await;
+        } else if let Err(error) = broker::ack(&self.core.client, &message.ack).await {
+            tracing::debug!(%error, "not acknowledged; it comes again");
+        }
+    }
+
+    /// Lets the rows of a message wait for slots, but for those that this instance has taken before.
+    async fn admit(&mut self, judged: Judged) {
+        let Judged { class, held, rows, attempt } = judged;
+        let mut known = 0;
+        for row in rows {
+            if self.core.ledger.take(row.id) {
+                let waiting = Waiting { held: Arc::clone(&held), row, attempt };
+                self.inboxes[usize::from(class.code())].waiting.push_back(waiting);
+            } else {
+                known += 1;
+            }
+        }
+        if known > 0 {
+            held.settle(&self.core, known).await;
+        }
+    }
+
+    /// Gives back messages of which nothing has begun: other instances shall have them. The others are finished here, as
+    /// a message that comes again would find its running dispatches open.
+    async fn give_back_waiting(&mut self) {
+        for inbox in &mut self.inboxes {
+            let (begun, fresh): (Vec<_>, Vec<_>) =
+                inbox.waiting.drain(..).partition(|waiting| waiting.held.has_begun());
+            inbox.waiting = begun.into();
+            for Waiting { held, row, .. } in fresh {
+                self.core.ledger.forget(row.id);
+                if let Some(ack) = held.give_back() {
+                    give_back(&self.core, &ack, Duration::ZERO).await;
+                }
+            }
+        }
+    }
+
+    async fn renew(&mut self) {
+        let mut acks = Vec::with_capacity(self.held.len());
+        self.held.retain(|_, held| held.renewable().map(|ack| acks.push(ack)).is_some());
+        for ack in acks {
+            if let Err(error) = broker::in_progress(&self.core.client, &ack).await {
+                tracing::debug!(%error, "not renewed; it may come again");
+            }
+        }
+    }
+}
+
+async fn give_back(core: &Core, ack: &Subject, delay: Duration) {
+    if let Err(error) = broker::nak(&core.client, ack, delay).await {
+        tracing::debug!(%error, "not given back; it comes again after its time");
+    }
+}
+
+/// Asks the homes of the sources which rows of a redelivered message are still open, and settles the others.
+async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judged>) {
+    let mut open_rows = Vec::with_capacity(judged.rows.len());
+    let mut rows = std::mem::take(&mut judged.rows).into_iter().peekable();
+    while let Some(first) = rows.next() {
+        // Rows of one parcel are consecutive slots of one source.
+        let mut run = vec![first];
+        while let Some(next) = rows.next_if(|next| {
+            let last = &run[run.len() - 1];
+            (next.id.instance, next.id.sequence, next.id.copy)
+                == (last.id.instance, last.id.sequence, last.id.copy)
+                && Some(next.id.slot) == last.id.slot.checked_add(1)
+        }) {
+            run.push(next);
+        }
+        let asked = vec![(run[0].id.to_string(), u16::try_from(run.len()).unwrap_or(u16::MAX))];
+        let source = Arc::clone(&run[0].source);
+        // The message is held and renewed meanwhile; what passes its deadline is not worth an answer.
+        let flags = loop {
+            match core.ask_open(&source, asked.clone()).await {
+                Ok(answer) => break answer.open.into_iter().next().unwrap_or_default(),
+                Err(error) => tracing::debug!(source = %source, %error, "no home says what is open"),
+            }
+            if run.iter().all(|row| crate::clock::until(row.deadline).is_zero()) {
+                break Vec::new();
+            }
+        };
+        let mut flags = flags.into_iter();
+        let before = open_rows.len();
+        let asked_about = run.len();
+        open_rows.extend(run.into_iter().filter(|_| flags.next().unwrap_or(false)));
+        let ended = asked_about - (open_rows.len() - before);
+        judged.held.settle(&core, ended).await;
+    }
+    judged.rows = open_rows;
+    // The intake is gone only when the agent stops.
+    drop(judge.send(judged).await);
+}
