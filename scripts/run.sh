@@ -87,6 +87,8 @@ run_demo() {
 }
 
 run_bench() {
+  # Quotas far above what is measured; --policy takes another.
+  [[ -r $ROOT/loadgen/mesh.toml ]] && STACK_POLICY=$ROOT/loadgen/mesh.toml
   stack_options "$@"
   [[ ${REST[0]:--} != -* ]] ||
     die "bench needs a scenario: throughput, latency, request, governance, audit or trace"

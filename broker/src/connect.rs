@@ -28,6 +28,10 @@ pub async fn connect(url: &str, name: &str) -> Result<Client, Error> {
         .map_err(|e| Error::Connect { url: without_credentials(url), source: e.into() })
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum, and any further event is worth the same line"
+)]
 fn report(event: &Event) {
     match event {
         Event::Connected => tracing::debug!("connected to the broker"),

@@ -42,11 +42,14 @@ impl Output {
         write_out(&line)
     }
 
-    /// Text, with an end of line.
+    /// Text, with an end of line; nothing where there is none.
     ///
     /// # Errors
     /// When stdout is closed.
     pub(crate) fn text(&self, text: &str) -> io::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
         write_out(format!("{}\n", text.trim_end_matches('\n')).as_bytes())
     }
 

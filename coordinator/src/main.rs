@@ -12,6 +12,7 @@ mod metrics;
 mod ownership;
 mod service;
 mod supervise;
+mod takeover;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,30 +24,29 @@ use async_nats::Client;
 use async_nats::jetstream::{self, Context};
 use broker::Publisher;
 use clap::Parser;
-use futures::StreamExt;
-use governance::{AgentId, Policy, Priority, SHARDS, Timestamp};
-use protocol::audit::{self, Block, Note};
-use protocol::control::Breaker;
-use protocol::redis::{EntryId, Head};
+use governance::Policy;
 use protocol::{AuditKey, streams};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use config::Config;
-use home::{Home, INPUT_CAPACITY, Input, Outputs, Recovery, Setup, recover};
+use home::{Home, INPUT_CAPACITY, Input, Outputs, Setup};
 use http::Health;
-use io::ledger::{Appended, Ledger};
+use io::ledger::Ledger;
 use io::side::SideDoor;
 use metrics::Metrics;
 use ownership::Membership;
 use service::Service;
 use supervise::Supervisor;
+use takeover::Taking;
 
 /// The exit code for a configuration that cannot be used, as in `sysexits.h`.
 const EX_USAGE: u8 = 64;
 /// How long a stopping home may take to settle what it decided.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// After so long without a claim a replica counts as standing by.
+const STAND_BY_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let config = Config::parse();
@@ -114,12 +114,61 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     tasks.start("http", http::serve(listener, health));
     tasks.start("announce", membership.clone().renew(tasks.stop.clone()));
     let epoch = tokio::select! {
-        epoch = membership.claim(&ledger) => epoch?,
-        () = stop.cancelled() => return Ok(()),
+        epoch = claim(&membership, &ledger, &ready) => epoch?,
+        () = stop.cancelled() => {
+            tasks.stop.cancel();
+            return tasks.run().await;
+        }
     };
+    Box::pin(lead(
+        Leading { config, policy, key, replica, bulk, urgent, ledger, js, metrics, membership, epoch },
+        tasks,
+        stop,
+        &ready,
+    ))
+    .await
+}
+
+/// Claims the shards. Standing by for another home counts as ready: this replica does all that is asked of it.
+async fn claim(membership: &Membership, ledger: &Ledger, ready: &AtomicBool) -> anyhow::Result<u64> {
+    let standing_by = async {
+        tokio::time::sleep(STAND_BY_AFTER).await;
+        ready.store(true, Ordering::Relaxed);
+        std::future::pending::<u64>().await
+    };
+    tokio::select! {
+        epoch = membership.claim(ledger) => epoch,
+        epoch = standing_by => Ok(epoch),
+    }
+}
+
+/// What a replica has gathered when it becomes home.
+struct Leading {
+    config: Config,
+    policy: Arc<Policy>,
+    key: AuditKey,
+    replica: String,
+    bulk: Client,
+    urgent: Client,
+    ledger: Ledger,
+    js: Context,
+    metrics: Arc<Metrics>,
+    membership: Membership,
+    epoch: u64,
+}
+
+/// Takes over, hosts the rules until told to stop, and gives the shards back.
+async fn lead(
+    l: Leading,
+    mut tasks: Supervisor,
+    stop: CancellationToken,
+    ready: &AtomicBool,
+) -> anyhow::Result<()> {
+    let Leading { config, policy, key, replica, bulk, urgent, ledger, js, metrics, membership, epoch } = l;
+    ready.store(false, Ordering::Relaxed);
 
     let publisher = Publisher::start(bulk.clone()).await?;
-    let taken = take_over(&Taking {
+    let taken = takeover::take_over(&Taking {
         js: &js,
         ledger: &ledger,
         publisher: &publisher,
@@ -183,106 +232,6 @@ async fn watch_signals(stop: CancellationToken) {
     }
     tracing::info!("stopping: nothing new is decided, what was decided is finished");
     stop.cancel();
-}
-
-struct Taking<'a> {
-    js: &'a Context,
-    ledger: &'a Ledger,
-    publisher: &'a Publisher,
-    key: &'a AuditKey,
-    policy: &'a Arc<Policy>,
-    replica: &'a str,
-    epoch: u64,
-}
-
-/// The take-over in its order: fence, marker, consumers, rebuild, replay. Pulling begins with the home.
-async fn take_over(t: &Taking<'_>) -> anyhow::Result<Setup> {
-    let fences = ownership::fence(t.js, t.publisher, t.epoch).await?;
-    let mut heads = Vec::with_capacity(usize::from(SHARDS));
-    for shard in 0..SHARDS {
-        heads.push(mark(t, shard).await?);
-    }
-    let agents = t.js.get_key_value(streams::AGENTS_BUCKET).await?;
-    let registrations: Vec<_> = service::known_registrations(&agents).await?.into_values().collect();
-    broker::delete_former_consumers(t.js, |_| Some(t.epoch)).await?;
-    for registration in &registrations {
-        let id = AgentId::new(&registration.agent)?;
-        broker::ensure_inbox_consumers(t.js, &id).await?;
-        broker::ensure_source_consumers(t.js, &id, t.epoch).await?;
-    }
-    let breakers = known_breakers(t.js).await?;
-    let mut lanes_made = [0; 4];
-    for p in Priority::ALL {
-        let stream = t.js.get_stream(streams::lanes(*p)).await?;
-        lanes_made[usize::from(p.code())] = stream.cached_info().created.unix_timestamp_nanos() as u64;
-    }
-    let recovery = Recovery {
-        js: t.js,
-        ledger: t.ledger,
-        publisher: t.publisher,
-        key: t.key,
-        policy: t.policy,
-        lanes_made,
-        fences: &fences,
-    };
-    let recovered = recover(&recovery, registrations, breakers).await?;
-    Ok(Setup {
-        policy: Arc::clone(t.policy),
-        key: t.key.clone(),
-        epoch: t.epoch,
-        replica: t.replica.to_owned(),
-        heads: heads.into_iter().zip(fences).collect(),
-        recovered,
-        lanes_made,
-        metrics: Arc::new(Metrics::new()),
-    })
-}
-
-/// Appends the take-over marker: from here on a former home's appends are refused.
-async fn mark(t: &Taking<'_>, shard: u8) -> anyhow::Result<Head> {
-    loop {
-        let expected = t.ledger.head(shard).await?;
-        let at: Timestamp = clock::now();
-        let body = serde_json::json!({
-            "replica": t.replica, "epoch": t.epoch,
-            "after": expected.id.to_string(), "hash": protocol::text::hex(&expected.hash),
-        });
-        let note = Note { kind: "takeover".into(), at, agent: "".into(), body: body.to_string() };
-        let block = Block {
-            shard,
-            epoch: t.epoch,
-            sequence: 1,
-            at,
-            previous: expected.hash,
-            policy_version: t.policy.version,
-            decisions: Vec::new(),
-            completions: Vec::new(),
-            notes: vec![note],
-        };
-        let bytes = block.encode();
-        let head = Head { id: EntryId { epoch: t.epoch, sequence: 1 }, hash: audit::hash(&bytes) };
-        match t.ledger.append(shard, expected, head, &bytes).await {
-            Appended::Durable => return Ok(head),
-            Appended::Deposed(now) => {
-                let now = Head::parse(&now).map_or(u64::MAX, |h| h.id.epoch);
-                // The former home got one more block in; a later epoch means that this replica was too slow.
-                anyhow::ensure!(now < t.epoch, "another replica took shard {shard} over at epoch {now}");
-            }
-        }
-    }
-}
-
-async fn known_breakers(js: &Context) -> anyhow::Result<Vec<(String, Breaker)>> {
-    let store = js.get_key_value(streams::BREAKERS_BUCKET).await?;
-    let mut breakers = Vec::new();
-    let mut keys = store.keys().await?;
-    while let Some(key) = keys.next().await {
-        let key = key?;
-        if let Some(bytes) = store.get(&key).await? {
-            breakers.push((key, serde_json::from_slice(&bytes)?));
-        }
-    }
-    Ok(breakers)
 }
 
 /// The connections of the tasks around the home.

@@ -145,13 +145,8 @@ impl Governor {
             (self.lanes.queue(queue).lane.source, self.lanes.queue(queue).effective_class());
         let mut wanted = wanted;
         if run.order_key != 0 {
-            let handed = run.handed == Some(target);
-            let keys = &self.order_keys;
-            let busy = if handed {
-                keys.is_open(source, target, run.order_key)
-            } else {
-                keys.is_busy(source, target, run.order_key)
-            };
+            let holder = run.handed == Some(target);
+            let busy = self.order_keys.is_busy(source, target, run.order_key, holder);
             if busy {
                 return Verdict::KeyBusy(target);
             }
@@ -212,7 +207,7 @@ impl Governor {
             rate.secure(now, u32::from(count));
         }
         if run.order_key != 0 {
-            self.order_keys.open(lane.source, target, run.order_key);
+            self.take_key(queue, target, &run);
         }
         self.note_admitted(now, queue, &run, class, count);
         let held = self.lanes.held(run.held);
@@ -251,6 +246,30 @@ impl Governor {
             self.begin_probe(now, target, false, effects);
         }
         self.take_from_head(now, queue, count, effects);
+        self.leave_key_elsewhere(lane.source, target, &run);
+    }
+
+    /// The first dispatch of the head goes with the order key; what is left of the run holds the key on.
+    fn take_key(&mut self, queue: QueueIx, target: AgentIx, run: &HeldRun) {
+        let source = self.lanes.queue(queue).lane.source;
+        self.order_keys.open(source, target, run.order_key);
+        let (held, holds) = (run.handed == Some(target), run.count > 1);
+        if held && !holds {
+            self.order_keys.release(source, target, run.order_key);
+        } else if holds && !held {
+            self.order_keys.hold(source, target, run.order_key);
+        }
+        if let Some(head) = self.lanes.queue_mut(queue).runs.front_mut() {
+            head.handed = Some(target);
+        }
+    }
+
+    /// A run that held its order key at one target and turned to another leaves the first to those who wait there.
+    pub(crate) fn leave_key_elsewhere(&mut self, source: AgentIx, target: AgentIx, run: &HeldRun) {
+        if let Some(other) = run.handed.filter(|other| *other != target) {
+            self.order_keys.release(source, other, run.order_key);
+            self.hand_on(source, other, run.order_key);
+        }
     }
 
     /// The strongest of the reasons that apply.
@@ -293,7 +312,6 @@ impl Governor {
         let before = *head;
         head.first = head.first.wrapping_add(count);
         head.count -= count;
-        head.handed = None;
         if head.count == 0 {
             self.lanes.queue_mut(queue).runs.pop_front();
         }
@@ -337,6 +355,7 @@ impl Governor {
             fallback: end.fallback,
         }));
         if let Some(target) = run.handed {
+            self.order_keys.release(source, target, run.order_key);
             self.hand_on(source, target, run.order_key);
         }
         self.settle(now, queue, run, run.count, effects);

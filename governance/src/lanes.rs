@@ -47,7 +47,7 @@ pub(crate) struct HeldRun {
     pub kind: Kind,
     pub capability: Option<CapabilityIx>,
     pub order_key: u64,
-    /// The target whose order key was handed to this run.
+    /// The target at which this run holds its order key.
     pub handed: Option<AgentIx>,
     pub deadline: Timestamp,
     pub deadline_max: Timestamp,
@@ -243,11 +243,16 @@ impl Lanes {
         self.mark_changed(lane);
     }
 
-    /// Passes the head of a queue by until its order key is free at this target.
-    pub(crate) fn park_head(&mut self, ix: QueueIx, target: AgentIx) {
+    /// Passes the head of a queue by until its order key is free at this target, behind or before the others that wait.
+    pub(crate) fn park_head(&mut self, ix: QueueIx, target: AgentIx, first: bool) {
         let queue = &mut self.queues[ix.0 as usize];
-        if let Some(run) = queue.runs.pop_front() {
-            queue.parked.push_back((target, run));
+        if let Some(mut run) = queue.runs.pop_front() {
+            run.handed = None;
+            if first {
+                queue.parked.push_front((target, run));
+            } else {
+                queue.parked.push_back((target, run));
+            }
             let lane = queue.lane;
             self.lanes[place(lane)].parked += u32::from(run.counts);
             self.mark_changed(lane);
@@ -272,29 +277,31 @@ impl Lanes {
         self.lanes[place(lane)].parked -= u32::from(run.counts);
     }
 
-    /// Cuts the run that holds a slot so that the slot has a run of its own. Handed back is the target whose order key the
-    /// run waits for, with the key, where it does.
+    /// Cuts the run that a slot is in so that the slot has a run of its own. Handed back is what this means for order keys.
     pub(crate) fn isolate(
         &mut self,
         ix: QueueIx,
         is_it: impl Fn(&HeldRun) -> bool,
         slot: u16,
-    ) -> Option<(AgentIx, u64)> {
+    ) -> Option<Cut> {
         let queue = &mut self.queues[ix.0 as usize];
         if let Some(nth) = queue.runs.iter().position(&is_it) {
-            let parts = queue.runs[nth].around(slot);
+            let run = queue.runs[nth];
+            let parts = run.around(slot);
             queue.runs.remove(nth);
             for part in parts.into_iter().rev().flatten() {
                 queue.runs.insert(nth, part);
             }
-            None
+            let holders = parts.iter().flatten().filter(|part| part.handed.is_some()).count();
+            let more = run.handed.filter(|_| holders > 1);
+            more.map(|target| Cut::Holds(target, run.order_key))
         } else if let Some(nth) = queue.parked.iter().position(|(_, run)| is_it(run)) {
             let (target, run) = queue.parked[nth];
             queue.parked.remove(nth);
             for part in run.around(slot).into_iter().rev().flatten() {
                 queue.parked.insert(nth, (target, part));
             }
-            Some((target, run.order_key))
+            Some(Cut::Waits(target, run.order_key))
         } else {
             None
         }
@@ -399,8 +406,17 @@ impl Lanes {
     }
 }
 
+/// What cutting a run means for its order key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// One more part holds the key.
+    Holds(AgentIx, u64),
+    /// More parts wait for the key.
+    Waits(AgentIx, u64),
+}
+
 impl HeldRun {
-    /// The slots before one, the slot, and those behind it. What is left longest counts for the message, what goes first keeps
+    /// The slots before one, the slot, and those behind it. What is left longest counts for the message, and both hold
     /// the order key.
     fn around(&self, slot: u16) -> [Option<Self>; 3] {
         let before = slot - self.first;
@@ -413,7 +429,7 @@ impl HeldRun {
         let keeper = if behind > 0 { 2 } else { usize::from(before == 0) };
         for (nth, part) in parts.iter_mut().enumerate() {
             part.counts = self.counts && nth == keeper;
-            part.handed = self.handed.filter(|_| nth == usize::from(before == 0));
+            part.handed = self.handed.filter(|_| nth != 1 || self.count == 1);
         }
         parts.map(|part| (part.count > 0).then_some(part))
     }

@@ -256,14 +256,21 @@ impl Governor {
 
     fn park(&mut self, queue: QueueIx, target: AgentIx, head: &HeldRun) {
         let source = self.lanes.queue(queue).lane.source;
-        self.order_keys.wait(source, target, head.order_key, queue);
-        self.lanes.park_head(queue, target);
+        // The rest of a run goes before those that came after the run.
+        let first = head.handed == Some(target);
+        if first {
+            self.order_keys.release(source, target, head.order_key);
+        }
+        self.order_keys.wait(source, target, head.order_key, queue, first);
+        self.lanes.park_head(queue, target, first);
+        self.leave_key_elsewhere(source, target, head);
     }
 
     /// An order key came free: the first run that waits for it may go.
     pub(crate) fn hand_on(&mut self, source: AgentIx, target: AgentIx, key: u64) {
         while let Some(queue) = self.order_keys.next_waiting(source, target, key) {
             if self.lanes.unpark(queue, target, key) {
+                self.order_keys.hold(source, target, key);
                 self.activate_if_idle(queue);
                 return;
             }

@@ -5,7 +5,7 @@
 use crate::admission::End;
 use crate::effect::Effect;
 use crate::governor::Governor;
-use crate::lanes::{HeldRun, Key, QueueIx};
+use crate::lanes::{Cut, HeldRun, Key, QueueIx};
 use crate::names::{AgentIx, DispatchId};
 use crate::time::Timestamp;
 use crate::timers::Timer;
@@ -98,11 +98,14 @@ impl Governor {
         let end = End::plain(Outcome::Cancelled, Reason::CancelledByCaller);
         for nth in 0..self.lanes.queue_count(lane) {
             let queue = self.lanes.queue_at(lane, nth);
-            if let Some((target, key)) = self.lanes.isolate(queue, is_it, id.slot) {
+            match self.lanes.isolate(queue, is_it, id.slot) {
+                Some(Cut::Holds(target, key)) => self.order_keys.hold(source, target, key),
                 // Each part waits for the key by itself; one that does not exist is skipped when its turn comes.
-                for _ in 0..2 {
-                    self.order_keys.wait(source, target, key, queue);
+                Some(Cut::Waits(target, key)) => {
+                    self.order_keys.wait(source, target, key, queue, false);
+                    self.order_keys.wait(source, target, key, queue, false);
                 }
+                None => {}
             }
             self.end_where(now, queue, &end, effects, is_it);
         }

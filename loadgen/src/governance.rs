@@ -116,7 +116,11 @@ struct World {
     closed: u64,
 }
 
-fn registration(agent: String, capabilities: &[&str], dependencies: &[String]) -> anyhow::Result<Registration> {
+fn registration(
+    agent: String,
+    capabilities: &[&str],
+    dependencies: &[String],
+) -> anyhow::Result<Registration> {
     let value = serde_json::json!({
         "agent": agent, "capabilities": capabilities, "dependencies": dependencies, "max_concurrent": SLOTS,
     });
@@ -231,7 +235,8 @@ impl World {
         self.messages = self.messages.wrapping_add(1);
         self.governor.apply(self.now, Event::Arrived(arrival), &mut self.effects);
         self.apply(Event::Turn { room: u32::MAX });
-        let (instance, sequence, source, target) = (pair_id(&self.pairs[at]), self.pairs[at].sequence, self.pairs[at].source, self.pairs[at].target);
+        let (instance, sequence, source, target) =
+            (pair_id(&self.pairs[at]), self.pairs[at].sequence, self.pairs[at].source, self.pairs[at].target);
         self.complete_admitted(instance, sequence);
         let mut completions = std::mem::take(&mut self.completions);
         self.apply(Event::Completed { source, target, completions: &completions });

@@ -19,7 +19,11 @@ pub(crate) fn new_histogram() -> Histogram<u64> {
 
 /// Evenly spaced intended send times, relative to `epoch`, from a thread of their own: the timer of the runtime has a grain
 /// of a millisecond, which is as long as what is to be measured. Ends after `duration`.
-pub(crate) fn pace(epoch: Instant, rate: u32, duration: Duration) -> anyhow::Result<mpsc::Receiver<Duration>> {
+pub(crate) fn pace(
+    epoch: Instant,
+    rate: u32,
+    duration: Duration,
+) -> anyhow::Result<mpsc::Receiver<Duration>> {
     let (due, times) = mpsc::channel(BEHIND_MAX);
     std::thread::Builder::new().name("pace".into()).spawn(move || {
         for number in 0..total(rate, duration) {

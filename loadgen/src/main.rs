@@ -9,8 +9,8 @@ mod books;
 mod governance;
 mod latency;
 mod load;
+mod mesh;
 mod output;
-mod payload;
 mod report;
 mod throughput;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::Args;
@@ -40,6 +41,12 @@ pub(crate) fn finish(args: &Args, common: &Common, figures: Value) -> anyhow::Re
         let text = serde_json::to_string_pretty(&report).context("failed to write the report")? + "\n";
         std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))?;
     }
+    Ok(())
+}
+
+/// Adds the fields of one object to another.
+pub(crate) fn add(into: &mut Value, fields: &impl Serialize) -> anyhow::Result<()> {
+    merge(into, serde_json::to_value(fields).context("failed to write the report")?);
     Ok(())
 }
 

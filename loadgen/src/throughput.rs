@@ -1,2 +1,144 @@
-//! .
-pub(crate) async fn run(_: &crate::args::Throughput, _: &crate::args::Args) -> anyhow::Result<bool> { Ok(true) }
+//! `throughput`: as many dispatches as go through the mesh, beside the same bytes through two bare durable hops.
+//!
+//! The rule it keeps: what counts is what handlers ran, in a steady state: senders wait for their targets, so that no
+//! backlog is mistaken for throughput.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use crate::args::{Args, Throughput};
+use crate::bare::{Baselines, Broker};
+use crate::books::{self, Accepted};
+use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
+use crate::output;
+use crate::report::{Common, ratio};
+
+/// Dispatches that a sender hands over at once.
+const BATCH: u32 = 256;
+/// Dispatches that a sender may be ahead of its target, for each that may be on its way to acceptance: enough to keep
+/// every stage of the mesh busy.
+const AHEAD: u64 = 8;
+/// What is sent before measuring, at most a quarter of the run.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// How often a sender that is far ahead looks again.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long targets may take to run what was accepted.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// Runs the scenario; whether the books balance.
+pub(crate) async fn run(scenario: &Throughput, args: &Args) -> anyhow::Result<bool> {
+    let payload = scenario.payload as usize;
+    let baselines =
+        Baselines::measure(&Broker::of(args), payload, Duration::from_secs(scenario.bare_seconds)).await?;
+    let pairs = mesh::pairs(&args.nats_url, "lg", scenario.agents, scenario.concurrent).await?;
+    let since = SystemTime::now();
+    let (accepted, per_s) = load(scenario, &pairs).await?;
+    let books = books::close(&args.postgres_url, since, &accepted, &pairs).await?;
+    let quota = pairs.iter().filter_map(|p| p.source.terms()).map(|t| t.rate_per_s).max();
+    mesh::stop(&pairs).await?;
+    let governed_mb_per_s = per_s * payload as f64 / 1e6;
+    let mut report = serde_json::json!({
+        "payload_bytes": payload,
+        "agents": scenario.agents * 2,
+        "quota_per_agent": quota,
+        "seconds": scenario.seconds,
+        "dispatches_per_envelope": ratio(accepted.dispatches() as f64, accepted.envelopes() as f64),
+        "dispatches_per_s": per_s.round(),
+        "governed_mb_per_s": (governed_mb_per_s * 100.0).round() / 100.0,
+        "bare_single_per_s": baselines.single_per_s.round(),
+        "bare_envelope_mb_per_s": (baselines.envelope_mb_per_s * 10.0).round() / 10.0,
+        "ratio_vs_bare_single": ratio(per_s, baselines.single_per_s),
+        "ratio_vs_bare_envelope": ratio(governed_mb_per_s, baselines.envelope_mb_per_s),
+    });
+    output::add(&mut report, &books)?;
+    output::finish(args, &Common::gather("throughput", args), report)?;
+    Ok(books.balance())
+}
+
+/// Sends from all sources at once; what was accepted, and how many per second were run.
+async fn load(scenario: &Throughput, pairs: &[Pair]) -> anyhow::Result<(Accepted, f64)> {
+    let begin = Instant::now();
+    let end = begin + scenario.duration();
+    let mut senders = JoinSet::new();
+    for pair in pairs {
+        for accepted in send(scenario, pair, end) {
+            senders.spawn(accepted);
+        }
+    }
+    let warm = begin + WARM_UP.min(scenario.duration() / 4);
+    let measured = measure(pairs, scenario.duration(), warm, end);
+    let (per_s, sent) = tokio::join!(measured, async {
+        let mut all = Accepted::default();
+        while let Some(accepted) = senders.join_next().await {
+            all.merge(accepted.context("a sender panicked")??);
+        }
+        Ok::<_, anyhow::Error>(all)
+    });
+    let accepted = sent?;
+    let until = Instant::now() + DRAIN;
+    while done(pairs) < accepted.dispatches() && Instant::now() < until {
+        tokio::time::sleep(LOOK * 10).await;
+    }
+    Ok((accepted, per_s))
+}
+
+fn done(pairs: &[Pair]) -> u64 {
+    pairs.iter().map(|p| p.effects.done()).sum()
+}
+
+/// What handlers ran per second between the warm-up and the end.
+async fn measure(pairs: &[Pair], duration: Duration, warm: Instant, end: Instant) -> f64 {
+    let bar = output::clock(duration, "sending");
+    tokio::time::sleep_until(warm.into()).await;
+    let (since, before) = (Instant::now(), done(pairs));
+    loop {
+        let now = Instant::now();
+        let rate = (done(pairs) - before) as f64 / (now - since).as_secs_f64().max(f64::EPSILON);
+        if now >= end {
+            bar.finish_and_clear();
+            return rate;
+        }
+        bar.set_position(duration.saturating_sub(end - now).as_secs());
+        bar.set_prefix(format!("{rate:.0}/s"));
+        tokio::time::sleep((end - now).min(Duration::from_millis(250))).await;
+    }
+}
+
+/// The senders of one source: as many as it takes to keep its window full with batches.
+fn send<'p>(
+    scenario: &Throughput,
+    pair: &'p Pair,
+    end: Instant,
+) -> impl Iterator<Item = impl Future<Output = anyhow::Result<Accepted>> + Send + use<>> + use<'p> {
+    let lanes = (scenario.window / BATCH).max(1);
+    let batch = scenario.window.min(BATCH);
+    let ahead_max = u64::from(scenario.window) * AHEAD;
+    let payload = Bytes::from(vec![b'x'; scenario.payload as usize]);
+    let sent = Arc::new(AtomicU64::new(0));
+    (0..lanes).map(move |_| {
+        let (source, target) = (pair.source.clone(), pair.target.name().to_owned());
+        let (effects, payload, sent) = (Arc::clone(&pair.effects), payload.clone(), Arc::clone(&sent));
+        async move {
+            let mut accepted = Accepted::default();
+            while Instant::now() < end {
+                if sent.load(Ordering::Relaxed).saturating_sub(effects.done()) >= ahead_max {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                sent.fetch_add(batch.into(), Ordering::Relaxed);
+                let payloads = (0..batch).map(|_| payload.clone()).collect::<Vec<_>>();
+                let event = source.publish_event(&target, CAPABILITY).bytes(Bytes::new(), OCTETS);
+                let many = event.send_many(payloads).await.context("failed to send")?;
+                for (first, count) in many.runs() {
+                    accepted.add(*first, (*count).into());
+                }
+            }
+            Ok(accepted)
+        }
+    })
+}

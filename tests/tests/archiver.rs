@@ -359,18 +359,14 @@ async fn a_changed_block_and_a_lost_trail_stop_their_shards() {
 async fn what_postgresql_refuses_stops_its_own_shard_only() {
     let Some(stage) = Stage::set().await else { return };
     let (mut refused, mut fine) = (Home::of(&stage, 9), Home::of(&stage, 11));
-    // Too long for an index entry, and not to be compressed into one.
-    let mut noise = 1_u64;
-    let conversation: String = (0..20_000)
-        .map(|_| {
-            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            char::from(b'!' + (noise >> 58) as u8)
-        })
-        .collect();
-    refused.serve(now(), 1, &conversation).await;
+    let client = audit_archiver::connect(&stage.postgres_url, "test").await.unwrap();
+    let rule = "ALTER TABLE dispatch_decision ADD CHECK (conversation <> 'unspeakable')";
+    client.batch_execute(rule).await.unwrap();
+    refused.serve(now(), 1, "unspeakable").await;
     fine.serve(now(), 1, "short").await;
     let archiver = stage.archiver(&["--workers", "1"]);
     eventually("the refused one stops", async || stage.stopped(9).await.is_some()).await;
+    assert!(stage.stopped(9).await.unwrap().contains("PostgreSQL refuses"));
     eventually("the other one is archived", async || {
         stage.archive.by_conversation("short").await.unwrap().len() == 1
     })
@@ -389,7 +385,8 @@ async fn trimming_stops_at_the_snapshot_and_before_the_last_entry() {
     }
     stage.snapshot(20, home.head, "1-6").await;
     let archiver = stage.archiver(&["--hot-retention", "1s"]);
-    eventually("up to the snapshot", async || stage.ids(20).await.first().is_some_and(|id| id == "1-6")).await;
+    eventually("up to the snapshot", async || stage.ids(20).await.first().is_some_and(|id| id == "1-6"))
+        .await;
     assert_eq!(stage.ids(20).await.len(), 5);
     assert_eq!(stage.ids(21).await.len(), 10, "without a snapshot a new home starts from the first block");
 
@@ -400,11 +397,8 @@ async fn trimming_stops_at_the_snapshot_and_before_the_last_entry() {
     home.serve(now(), 1, "").await;
     stage.archive.until_archived(&stage.redis_url, PATIENCE).await.unwrap();
     eventually("the last stays", async || stage.ids(20).await == ["1-11"]).await;
-    let archived: String = redis::cmd("GET")
-        .arg(keys::archived(20))
-        .query_async(&mut stage.redis.clone())
-        .await
-        .unwrap();
+    let archived: String =
+        redis::cmd("GET").arg(keys::archived(20)).query_async(&mut stage.redis.clone()).await.unwrap();
     assert_eq!(archived, "1-11");
     assert!(archiver.terminate().await.success());
 }
@@ -457,8 +451,13 @@ async fn retention_drops_old_days_and_respects_a_hold() {
         found
     };
     stage.archive.until_archived(&stage.redis_url, PATIENCE).await.unwrap();
-    eventually("only the held day and the young one are left", async || left().await == ["lead-2", "lead-4"]).await;
-    assert_eq!(stage.number("SELECT count(*) FROM audit_block").await, 2, "the proof goes and stays with its rows");
+    eventually("only the held day and the young one are left", async || left().await == ["lead-2", "lead-4"])
+        .await;
+    assert_eq!(
+        stage.number("SELECT count(*) FROM audit_block").await,
+        2,
+        "the proof goes and stays with its rows"
+    );
 
     stage.archive.release_hold(id, "counsel").await.unwrap();
     eventually("the released day goes", async || left().await == ["lead-4"]).await;
@@ -529,7 +528,10 @@ async fn the_log_has_the_shape_of_the_article_and_trees_are_whole() {
     let of = format!("SELECT count(*) FROM dispatch_log_of('{child}/reply')");
     assert_eq!(stage.number(&of).await, 2);
     let edges = stage.archive.edges(Timestamp::ZERO).await.unwrap();
-    assert_eq!(edges.iter().map(|edge| (edge.dispatches, edge.rejected)).collect::<Vec<_>>(), [(1, 1), (2, 0)]);
+    assert_eq!(
+        edges.iter().map(|edge| (edge.dispatches, edge.rejected)).collect::<Vec<_>>(),
+        [(1, 1), (2, 0)]
+    );
     let by_agent = stage.archive.by_agent("billing", Timestamp::ZERO, now().after(DAY), 10).await.unwrap();
     assert_eq!(by_agent.len(), 1);
 

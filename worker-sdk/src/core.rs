@@ -160,7 +160,7 @@ impl Core {
             backoff.wait().await;
         };
         for w in &verdict.warnings {
-            tracing::warn!(agent = %self.name, field = w.field, message = w.message, fix = w.fix, "registration");
+            tracing::info!(agent = %self.name, field = w.field, problem = w.message, fix = w.fix, "registered with a warning");
         }
         if let Some(terms) = &verdict.terms {
             self.outbox.set_rate(terms.rate_per_s);

@@ -142,9 +142,17 @@ impl Error {
             Outcome::Rejected => ErrorKind::Rejected(reason),
             Outcome::Cancelled => ErrorKind::Cancelled,
         };
-        let failure = Failure::read(payload, content_type);
-        let mut error = Self::new(kind, failure.message);
-        error.0.code = failure.code;
+        let (message, code) = match outcome {
+            Outcome::Success | Outcome::Failure => {
+                let failure = Failure::read(payload, content_type);
+                (failure.message, failure.code)
+            }
+            Outcome::Timeout | Outcome::CircuitBroken | Outcome::Rejected | Outcome::Cancelled => {
+                (refusal_words(payload), None)
+            }
+        };
+        let mut error = Self::new(kind, message);
+        error.0.code = code;
         error.0.id = Some(id);
         target.clone_into(&mut error.0.target);
         error
@@ -190,6 +198,16 @@ impl Error {
     pub fn problems(&self) -> &[Problem] {
         &self.0.problems
     }
+}
+
+/// The words in which the mesh explains why it ended a dispatch.
+fn refusal_words(payload: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    serde_json::from_slice::<Refusal>(payload)
+        .map_or_else(|_| String::from_utf8_lossy(payload).into_owned(), |refusal| refusal.message)
 }
 
 /// The error of a handler: its words, and a code that callers can compare.

@@ -15,6 +15,9 @@ const BACKLOG: usize = 16;
 /// A signal is repeated each second while it holds; one that is not has been withdrawn by a message that was lost.
 const HOLDS_FOR: Duration = Duration::from_secs(3);
 
+/// What a slowed source has not sent in this time it may send at once: its quota has room for that.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
 #[derive(Debug, Clone, Copy)]
 struct Slow {
     rate_per_s: u32,
@@ -80,7 +83,7 @@ impl Signals {
             let now = Instant::now();
             match slow.as_mut() {
                 Some(s) if s.until > now && priority != Priority::P0 => {
-                    let at = s.next.max(now);
+                    let at = s.next.max(now.checked_sub(CATCH_UP).unwrap_or(now));
                     s.next =
                         at + Duration::from_secs(1) * u32::try_from(count).unwrap_or(u32::MAX) / s.rate_per_s;
                     at
@@ -109,6 +112,9 @@ mod tests {
             signals.pace(Priority::P2, 1).await;
         }
         assert_eq!(begun.elapsed().as_millis(), 400, "the first goes at once, the others each 100 ms");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        signals.pace(Priority::P2, 1).await;
+        assert_eq!(begun.elapsed().as_millis(), 600, "it was due");
         signals.hear(Signal::Resume);
         signals.pace(Priority::P2, 1_000).await;
         assert_eq!(begun.elapsed().as_millis(), 400);

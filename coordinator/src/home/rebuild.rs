@@ -336,7 +336,7 @@ async fn republish(
 pub(super) fn derived_instance(source: &str, lane: Priority, lanes_made: [u64; 4]) -> InstanceId {
     let made = lanes_made[usize::from(lane.code())];
     let hash =
-        u64::from(governance::names::fnv1a(source.as_bytes())) << 24 | (made / 1_000_000 & 0x3f_ffff) << 2;
+        u64::from(governance::names::fnv1a(source.as_bytes())) << 24 | ((made / 1_000_000) & 0x3f_ffff) << 2;
     InstanceId(InstanceId::DERIVED | hash | u64::from(lane.code()))
 }
 

@@ -91,9 +91,8 @@ fn pulls_follow_the_quota() {
     let pulls = |effects: &[Effect]| -> Vec<(Priority, u32)> {
         effects
             .iter()
-            .filter_map(|e| match e {
-                Effect::Pull { lane, messages } => Some((lane.priority, *messages)),
-                _ => None,
+            .filter_map(|e| {
+                if let Effect::Pull { lane, messages } = e { Some((lane.priority, *messages)) } else { None }
             })
             .collect()
     };

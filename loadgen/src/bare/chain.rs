@@ -179,7 +179,8 @@ pub(crate) async fn paced(
                 Ok(message) => message.context("the subscription ended")?,
                 Err(_) => break,
             };
-            let head: [u8; 16] = message.payload.get(..16).and_then(|b| b.try_into().ok()).context("a short reply")?;
+            let head: [u8; 16] =
+                message.payload.get(..16).and_then(|b| b.try_into().ok()).context("a short reply")?;
             let (intended, number) = (u64_of(&head[..8]), u64_of(&head[8..]));
             if number & LAST != 0 {
                 expected = number & !LAST;

@@ -43,7 +43,8 @@ impl Stage {
         let inbox = client.new_inbox();
         let messages = client.subscribe(format!("{inbox}.>")).await.context("failed to subscribe")?;
         let next_pull = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{stream}");
-        let stage = Self { client, inbox, messages, next_pull, until_pull: BATCH, republished: VecDeque::new() };
+        let stage =
+            Self { client, inbox, messages, next_pull, until_pull: BATCH, republished: VecDeque::new() };
         for _ in 0..PULLS {
             stage.pull().await?;
         }
@@ -87,7 +88,10 @@ impl Stage {
     pub(crate) async fn republish(&mut self, subject: &'static str, message: Message) -> anyhow::Result<()> {
         let ack = message.reply.context("a pulled message without an acknowledgement subject")?;
         let reply = format!("{}.ack", self.inbox);
-        self.client.publish_with_reply(subject, reply, message.payload).await.context("failed to republish")?;
+        self.client
+            .publish_with_reply(subject, reply, message.payload)
+            .await
+            .context("failed to republish")?;
         self.republished.push_back(ack);
         Ok(())
     }

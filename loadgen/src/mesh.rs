@@ -1,0 +1,109 @@
+//! The agents that carry the load: pairs of a source and a target, with what each handler did by dispatch.
+//!
+//! Owns what handlers count, independently of senders and archive. The rule it keeps: an effect is noted before it is
+//! answered, so that an answer without an effect cannot happen.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use governance::{DispatchId, InstanceId};
+use worker_sdk::{Agent, Mesh, Response};
+
+/// What every target offers.
+pub(crate) const CAPABILITY: &str = "work";
+/// The content type of what is sent: bytes that nobody reads.
+pub(crate) const OCTETS: &str = "application/octet-stream";
+
+/// What the handlers of one target did.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    done: AtomicU64,
+    duplicates: AtomicU64,
+    seen: Mutex<HashMap<InstanceId, Vec<Slots>>>,
+}
+
+/// The slots of one envelope that were run, as bits.
+#[derive(Debug, Default, Clone)]
+struct Slots(Vec<u64>);
+
+impl Effects {
+    /// Notes that a handler runs a dispatch.
+    fn note(&self, id: DispatchId) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let envelopes = seen.entry(id.instance).or_default();
+        let (at, word, bit) = (id.sequence as usize, usize::from(id.slot / 64), 1_u64 << (id.slot % 64));
+        if envelopes.len() <= at {
+            envelopes.resize(at + 1, Slots::default());
+        }
+        let slots = &mut envelopes[at].0;
+        if slots.len() <= word {
+            slots.resize(word + 1, 0);
+        }
+        if slots[word] & bit == 0 {
+            slots[word] |= bit;
+            self.done.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.duplicates.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Dispatches that were run at least once.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Runs beyond the first.
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.duplicates.load(Ordering::Relaxed)
+    }
+}
+
+/// A source, its target, and what the target did.
+pub(crate) struct Pair {
+    pub(crate) source: Agent,
+    pub(crate) target: Agent,
+    pub(crate) effects: Arc<Effects>,
+}
+
+/// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>`, sources and targets on a connection each.
+pub(crate) async fn pairs(url: &str, prefix: &str, count: u32, concurrent: u32) -> anyhow::Result<Vec<Pair>> {
+    let sources = Mesh::connect(url).await.context("failed to connect the sources")?;
+    let targets = Mesh::connect(url).await.context("failed to connect the targets")?;
+    let mut pairs = Vec::new();
+    for i in 0..count {
+        let (source, target) = (format!("{prefix}-src-{i}"), format!("{prefix}-dst-{i}"));
+        let effects = Arc::new(Effects::default());
+        let noted = Arc::clone(&effects);
+        let target = targets
+            .agent(&target)
+            .capability_raw(CAPABILITY, move |context| {
+                noted.note(context.id());
+                // A request is answered with what it brought; nobody reads the response of an event.
+                let reply = Response::bytes(context.payload().clone(), OCTETS);
+                async move { Ok(reply) }
+            })
+            .max_concurrent(concurrent)
+            .register()
+            .await
+            .with_context(|| format!("failed to register {target}"))?;
+        let source = sources
+            .agent(&source)
+            .depends_on(target.name())
+            .register()
+            .await
+            .with_context(|| format!("failed to register {source}"))?;
+        pairs.push(Pair { source, target, effects });
+    }
+    Ok(pairs)
+}
+
+/// Stops all agents in order.
+pub(crate) async fn stop(pairs: &[Pair]) -> anyhow::Result<()> {
+    for pair in pairs {
+        pair.source.stop().await.with_context(|| format!("failed to stop {}", pair.source.name()))?;
+        pair.target.stop().await.with_context(|| format!("failed to stop {}", pair.target.name()))?;
+    }
+    Ok(())
+}

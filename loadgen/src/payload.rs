@@ -1,1 +1,0 @@
-//! Payloads. Owns their bytes.
