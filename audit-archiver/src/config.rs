@@ -117,11 +117,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// What contradicts itself.
+    /// What cannot be read or contradicts itself.
     ///
     /// # Errors
     /// One sentence about it.
     pub fn check(&self) -> Result<(), String> {
+        // Otherwise a typing error would look like a server that is away, for ever.
+        if let Err(error) = self.postgres_url.parse::<tokio_postgres::Config>() {
+            return Err(format!("the address of PostgreSQL cannot be read: {error}"));
+        }
+        if let Err(error) = redis::Client::open(self.redis_url.as_str()) {
+            return Err(format!("the address of Redis cannot be read: {error}"));
+        }
         // What may be trimmed from Redis is looked up among the archived blocks, so these must still be there.
         let kept = Duration::from_secs(u64::from(self.retention_days) * 86_400);
         if self.hot_retention > kept {
@@ -187,5 +194,13 @@ mod tests {
         assert!(cli.config.check().is_err());
         let cli = Cli::try_parse_from(["audit-archiver"]).unwrap();
         assert!(cli.config.check().is_ok());
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_read_is_said_at_once() {
+        for flags in [["--postgres-url", "/mesh"], ["--redis-url", "127.0.0.1"]] {
+            let cli = Cli::try_parse_from(["audit-archiver"].iter().chain(&flags)).unwrap();
+            assert!(cli.config.check().is_err_and(|why| why.contains("cannot be read")));
+        }
     }
 }

@@ -73,6 +73,11 @@ pub async fn in_progress(client: &Client, ack: &str) -> Result<(), Error> {
     send(client, ack, Bytes::from_static(b"+WPI")).await
 }
 
+/// How often a client has connected so far.
+fn connection(client: &Client) -> u64 {
+    client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 async fn send(client: &Client, ack: &str, word: Bytes) -> Result<(), Error> {
     client.publish(ack.to_owned(), word).await.map_err(api("acknowledge"))
 }

@@ -67,6 +67,8 @@ pub struct Fence {
 struct Waiting {
     tell: oneshot::Sender<Result<PubAck, PublishError>>,
     since: Instant,
+    /// How often the client had connected when it was sent: an ack does not outlive its connection.
+    connection: u64,
 }
 
 type Pending = Arc<Mutex<HashMap<u64, Waiting>>>;
@@ -97,7 +99,7 @@ impl Publisher {
         let acks = client.subscribe(format!("{inbox}.*")).await.map_err(api("subscribe to publish acks"))?;
         let pending = Pending::default();
         let stop = CancellationToken::new();
-        tokio::spawn(listen(acks, Arc::clone(&pending), stop.clone()));
+        tokio::spawn(listen(client.clone(), acks, Arc::clone(&pending), stop.clone()));
         Ok(Self { client, inbox, next: Arc::default(), pending, _stop: Arc::new(stop.drop_guard()) })
     }
 
@@ -112,7 +114,8 @@ impl Publisher {
     ) -> impl Future<Output = Result<PubAck, PublishError>> + Send + use<> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = oneshot::channel();
-        self.lock().insert(id, Waiting { tell, since: Instant::now() });
+        let connection = crate::connection(&self.client);
+        self.lock().insert(id, Waiting { tell, since: Instant::now(), connection });
         let mut headers = HeaderMap::new();
         if let Some(message_id) = message_id {
             headers.insert("Nats-Msg-Id", message_id);
@@ -155,7 +158,7 @@ fn settle(pending: &Pending, id: u64, result: Result<PubAck, PublishError>) {
     }
 }
 
-async fn listen(mut acks: Subscriber, pending: Pending, stop: CancellationToken) {
+async fn listen(client: Client, mut acks: Subscriber, pending: Pending, stop: CancellationToken) {
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -169,7 +172,7 @@ async fn listen(mut acks: Subscriber, pending: Pending, stop: CancellationToken)
                     settle(&pending, id, judge(&ack));
                 }
             }
-            _ = sweep.tick() => time_out(&pending),
+            _ = sweep.tick() => time_out(&pending, crate::connection(&client)),
         }
     }
     for (_, waiting) in pending.lock().unwrap_or_else(PoisonError::into_inner).drain() {
@@ -177,10 +180,14 @@ async fn listen(mut acks: Subscriber, pending: Pending, stop: CancellationToken)
     }
 }
 
-fn time_out(pending: &Pending) {
+/// Gives up acks that are overdue, or were lost with their connection.
+fn time_out(pending: &Pending, connection: u64) {
     let mut pending = pending.lock().unwrap_or_else(PoisonError::into_inner);
-    let overdue: Vec<u64> =
-        pending.iter().filter(|(_, w)| w.since.elapsed() > ACK_TIMEOUT).map(|(id, _)| *id).collect();
+    let overdue: Vec<u64> = pending
+        .iter()
+        .filter(|(_, w)| w.since.elapsed() > ACK_TIMEOUT || w.connection < connection)
+        .map(|(id, _)| *id)
+        .collect();
     for id in overdue {
         if let Some(waiting) = pending.remove(&id) {
             drop(waiting.tell.send(Err(PublishError::Unconfirmed("no ack in time".into()))));

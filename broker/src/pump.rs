@@ -73,6 +73,8 @@ struct Pull {
     id: u64,
     remaining: u32,
     lost_at: Instant,
+    /// How often the client had connected when it was sent: it does not outlive its connection.
+    connection: u64,
 }
 
 /// One consumer that is pulled from.
@@ -172,7 +174,8 @@ impl Pump {
         let name = format!("{stream}.{consumer}");
         let source =
             self.sources.entry(name.clone()).or_insert_with(|| Source { key, pulls: VecDeque::new() });
-        source.pulls.push_back(Pull { id, remaining: batch, lost_at: Instant::now() + expires + GRACE });
+        let (lost_at, connection) = (Instant::now() + expires + GRACE, crate::connection(&self.client));
+        source.pulls.push_back(Pull { id, remaining: batch, lost_at, connection });
         self.pulls.insert(id, name);
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         let request = format!("{{\"batch\":{batch},\"expires\":{}}}", expires.as_nanos());
@@ -201,9 +204,10 @@ impl Pump {
     }
 
     fn find_lost(&mut self) {
-        let now = Instant::now();
+        let (now, connection) = (Instant::now(), crate::connection(&self.client));
         for source in self.sources.values_mut() {
-            while let Some(pull) = source.pulls.front().filter(|p| p.lost_at < now) {
+            let is_lost = |p: &&Pull| p.lost_at < now || p.connection < connection;
+            while let Some(pull) = source.pulls.front().filter(is_lost) {
                 let id = pull.id;
                 let unfilled = source.end(id, None).unwrap_or(0);
                 self.lost.push(Pulled::Ended { key: source.key, unfilled, why: Ended::Refused });

@@ -140,7 +140,8 @@ fn breakers(views: &[AgentView], now: Timestamp) -> String {
     ];
     let rows = views.iter().map(|v| {
         let since = Timestamp(v.breaker_since_ns);
-        let since = if since == Timestamp::ZERO { "-".to_owned() } else { moment::in_words(now.since(since)) };
+        let since =
+            if since == Timestamp::ZERO { "-".to_owned() } else { moment::in_words(now.since(since)) };
         vec![
             v.agent.clone(),
             v.breaker.to_string(),
@@ -213,7 +214,7 @@ pub(crate) mod tests {
         let text = breakers(&[v], Timestamp::from_millis(13_000));
         assert_eq!(
             text.lines().nth(1),
-            Some("handoff_service  tripped  sla_exceeded  12 s      40       0  10 (25 %)")
+            Some("handoff_service  tripped  sla_exceeded  12 s     40       0  10 (25 %)")
         );
     }
 

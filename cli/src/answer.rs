@@ -52,8 +52,9 @@ pub(crate) fn exit_code_of(error: &anyhow::Error) -> u8 {
     if error.chain().any(|e| e.downcast_ref().is_some_and(reader_left)) {
         return 0;
     }
-    let asked_wrongly =
-        |e: &archive::Error| matches!(e, archive::Error::Id(_) | archive::Error::Day(_) | archive::Error::NoHold(_));
+    let asked_wrongly = |e: &archive::Error| {
+        matches!(e, archive::Error::Id(_) | archive::Error::Day(_) | archive::Error::NoHold(_))
+    };
     if error.is::<Usage>() || error.downcast_ref().is_some_and(asked_wrongly) { USAGE } else { UNAVAILABLE }
 }
 

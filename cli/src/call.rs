@@ -54,9 +54,9 @@ pub(crate) struct CallArgs {
 pub(crate) async fn run(args: CallArgs, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> {
     let call = Call::read(&args, &mut std::io::stdin())?;
     let connecting = worker_sdk::Mesh::connect(&mesh.nats_url);
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-        .await
-        .with_context(|| format!("the broker at {} does not answer in time", crate::mesh::shown(&mesh.nats_url)))?;
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.with_context(|| {
+        format!("the broker at {} does not answer in time", crate::mesh::shown(&mesh.nats_url))
+    })?;
     let sdk = connected.with_context(|| format!("the address was found {}", mesh.found))?;
     let agent = match register(&sdk, &args.name, &call.dependency()).await? {
         Ok(agent) => agent,
@@ -208,16 +208,14 @@ fn replied(reply: &Reply, output: &Output) -> anyhow::Result<Answer> {
 }
 
 fn failed(error: &Error, output: &Output) -> anyhow::Result<Answer> {
-    let Some((outcome, reason)) = outcome(error.kind()) else {
-        return match error.kind() {
-            ErrorKind::Encoding => Err(Usage(error.to_string()).into()),
-            ErrorKind::Connection | ErrorKind::Closed | ErrorKind::Unknown => Err(error.clone().into()),
-            // A refused registration, a full lane: the mesh was asked and said no.
-            _ => {
-                output.note(&format!("mesh: {error}"));
-                Ok(Answer::No)
-            }
-        };
+    let (outcome, reason) = match meaning(error.kind()) {
+        Meaning::Ended(outcome, reason) => (outcome, reason),
+        Meaning::Refused => {
+            output.note(&format!("mesh: {error}"));
+            return Ok(Answer::No);
+        }
+        Meaning::AskedWrongly => return Err(Usage(error.to_string()).into()),
+        Meaning::NotKnown => return Err(error.clone().into()),
     };
     let view = ReplyView {
         id: error.id().as_ref().map(DispatchId::to_string).unwrap_or_default(),
@@ -237,22 +235,30 @@ fn failed(error: &Error, output: &Output) -> anyhow::Result<Answer> {
     Ok(Answer::No)
 }
 
-/// The outcome that an error stands for; none where the dispatch has none, or it is not known.
-fn outcome(kind: ErrorKind) -> Option<(Outcome, Reason)> {
+/// What an error means to the one who called.
+enum Meaning {
+    /// The dispatch has an outcome, which is recorded.
+    Ended(Outcome, Reason),
+    /// The mesh said no before it took the dispatch.
+    Refused,
+    /// What was asked cannot be sent.
+    AskedWrongly,
+    /// The mesh could not be asked, or whether it took the dispatch is unknown.
+    NotKnown,
+}
+
+fn meaning(kind: ErrorKind) -> Meaning {
     match kind {
-        ErrorKind::Rejected(reason) => Some((Outcome::Rejected, reason)),
-        ErrorKind::TimedOut(reason) => Some((Outcome::Timeout, reason)),
-        ErrorKind::CircuitBroken => Some((Outcome::CircuitBroken, Reason::BreakerTripped)),
-        ErrorKind::Cancelled => Some((Outcome::Cancelled, Reason::CancelledByCaller)),
-        ErrorKind::Failed(reason) => Some((Outcome::Failure, reason)),
-        ErrorKind::LaneFull
-        | ErrorKind::Unknown
-        | ErrorKind::Registration
-        | ErrorKind::Connection
-        | ErrorKind::Encoding
-        | ErrorKind::Closed => None,
-        // What a newer SDK adds is shown in its own words.
-        _ => None,
+        ErrorKind::Rejected(reason) => Meaning::Ended(Outcome::Rejected, reason),
+        ErrorKind::TimedOut(reason) => Meaning::Ended(Outcome::Timeout, reason),
+        ErrorKind::CircuitBroken => Meaning::Ended(Outcome::CircuitBroken, Reason::BreakerTripped),
+        ErrorKind::Cancelled => Meaning::Ended(Outcome::Cancelled, Reason::CancelledByCaller),
+        ErrorKind::Failed(reason) => Meaning::Ended(Outcome::Failure, reason),
+        ErrorKind::LaneFull | ErrorKind::Registration => Meaning::Refused,
+        ErrorKind::Encoding => Meaning::AskedWrongly,
+        ErrorKind::Connection | ErrorKind::Closed | ErrorKind::Unknown => Meaning::NotKnown,
+        // The SDK may learn further kinds; what is not known here says nothing about the outcome.
+        _ => Meaning::NotKnown,
     }
 }
 

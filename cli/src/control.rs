@@ -58,8 +58,9 @@ pub(crate) async fn command<T: DeserializeOwned>(
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             bail!("no coordinator is connected to the broker; start one, or see: mesh doctor");
         }
-        let answer: Answer<T> = serde_json::from_slice(&message.payload)
-            .context("the answer of a coordinator cannot be read; is it of another version? see: mesh doctor")?;
+        let answer: Answer<T> = serde_json::from_slice(&message.payload).context(
+            "the answer of a coordinator cannot be read; is it of another version? see: mesh doctor",
+        )?;
         heard += 1;
         replicas = replicas.max(answer.replicas);
         answers.errors.extend(answer.error);

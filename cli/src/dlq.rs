@@ -85,7 +85,8 @@ async fn list(args: &ListArgs, mesh: &Mesh, output: &Output) -> anyhow::Result<A
 }
 
 async fn show(id: &str, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> {
-    let id: governance::DispatchId = id.parse().map_err(|e: governance::names::IdError| Usage(e.to_string()))?;
+    let id: governance::DispatchId =
+        id.parse().map_err(|e: governance::names::IdError| Usage(e.to_string()))?;
     let id = id.to_string();
     let mut found = None;
     read(mesh, None, |letter| {
@@ -119,8 +120,12 @@ async fn read(mesh: &Mesh, filter: Option<String>, mut each: impl FnMut(DeadLett
     let consumer = stream.create_consumer(config).await.context("the dead letters cannot be read")?;
     let mut left = usize::try_from(consumer.cached_info().num_pending).unwrap_or(usize::MAX);
     while left > 0 {
-        let mut batch =
-            consumer.fetch().max_messages(PULL_MAX.min(left)).messages().await.context("the dead letters cannot be read")?;
+        let mut batch = consumer
+            .fetch()
+            .max_messages(PULL_MAX.min(left))
+            .messages()
+            .await
+            .context("the dead letters cannot be read")?;
         let before = left;
         while let Some(message) = batch.try_next().await.map_err(|e| anyhow::anyhow!(e))? {
             left = left.saturating_sub(1);

@@ -1,7 +1,6 @@
 //! `mesh graph`: who may call whom, and who does. Joins registrations and archive; decides nothing about calls.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use audit_archiver::archive::Edge;
 use clap::Args;
@@ -138,7 +137,8 @@ fn declaration(views: &[AgentView], source: &str, target: &str, capability: &str
         None => *d == target,
         Some((agent, c)) => (agent == "*" || agent == target) && c == capability,
     });
-    let subscribed = || registration(target)?.topics.iter().any(|t| t == capability).then(|| "topic".to_owned());
+    let subscribed =
+        || registration(target)?.topics.iter().any(|t| t == capability).then(|| "topic".to_owned());
     found.cloned().or_else(subscribed)
 }
 
@@ -170,7 +170,7 @@ fn dot(views: &[AgentView], links: &[Link]) -> String {
     let mut text = "digraph mesh {\n  rankdir=LR;\n  node [shape=box, style=rounded];\n".to_owned();
     for view in views {
         // Names consist of letters, digits, '_' and '-': nothing in them needs an escape.
-        drop(writeln!(text, "  \"{}\" [label=\"{0}\\n{}\"];", view.agent, view.role));
+        text.push_str(&format!("  \"{}\" [label=\"{0}\\n{}\"];\n", view.agent, view.role));
     }
     for l in links {
         let style = match (l.declared.is_some(), l.dispatches) {
@@ -179,9 +179,8 @@ fn dot(views: &[AgentView], links: &[Link]) -> String {
             (false, _) => "style=solid, color=red".to_owned(),
         };
         let count = if l.dispatches == 0 { String::new() } else { format!("\\n{}", l.dispatches) };
-        drop(writeln!(
-            text,
-            "  \"{}\" -> \"{}\" [label=\"{}{count}\", {style}];",
+        text.push_str(&format!(
+            "  \"{}\" -> \"{}\" [label=\"{}{count}\", {style}];\n",
             l.source, l.target, l.capability
         ));
     }
@@ -244,8 +243,12 @@ mod tests {
         let views = platform();
         let text = dot(&views, &join(&views, &edges));
         assert!(text.starts_with("digraph mesh {\n") && text.ends_with('}'), "{text}");
-        assert!(text.contains("\"lead_bot\" -> \"memory_service\" [label=\"recall\\n100\", style=solid, penwidth=2.0];"));
-        assert!(text.contains("\"lead_bot\" -> \"scoring_engine\" [label=\"score\", style=dashed, color=gray];"));
+        assert!(text.contains(
+            "\"lead_bot\" -> \"memory_service\" [label=\"recall\\n100\", style=solid, penwidth=2.0];"
+        ));
+        assert!(
+            text.contains("\"lead_bot\" -> \"scoring_engine\" [label=\"score\", style=dashed, color=gray];")
+        );
         assert!(text.contains("\"lead_bot\" -> \"billing\" [label=\"charge\\n3\", style=solid, color=red];"));
     }
 }

@@ -54,7 +54,8 @@ fn render(lanes: &[LaneView]) -> String {
     ];
     let rows = lanes.iter().map(|l| {
         let waits = l.waiting.map_or("-", governance::Reason::name);
-        let since = if l.held > 0 { moment::in_words(Duration::from_millis(l.waited_ms)) } else { "-".to_owned() };
+        let since =
+            if l.held > 0 { moment::in_words(Duration::from_millis(l.waited_ms)) } else { "-".to_owned() };
         vec![
             l.source.clone(),
             l.priority.to_string(),

@@ -86,7 +86,12 @@ impl Mesh {
                 "MESH_POSTGRES_URL",
                 "postgres://user:password@127.0.0.1:5432/mesh",
             ),
-            coordinators: coordinators.split(',').map(str::trim).filter(|c| !c.is_empty()).map(Into::into).collect(),
+            coordinators: coordinators
+                .split(',')
+                .map(str::trim)
+                .filter(|c| !c.is_empty())
+                .map(Into::into)
+                .collect(),
             policy: value("MESH_POLICY").map(PathBuf::from),
             audit_key_file: value("MESH_AUDIT_KEY_FILE").map(PathBuf::from),
             found,
@@ -99,9 +104,8 @@ impl Mesh {
     /// When it does not answer.
     pub(crate) async fn broker(&self) -> anyhow::Result<Client> {
         let connecting = broker::connect(&self.nats_url, "mesh");
-        let client = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(client) => client,
-            Err(_) => anyhow::bail!("the broker at {} does not answer in time", shown(&self.nats_url)),
+        let Ok(client) = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await else {
+            anyhow::bail!("the broker at {} does not answer in time", shown(&self.nats_url));
         };
         client.with_context(|| {
             format!("no broker at {}; the address was found {}", shown(&self.nats_url), self.found)
@@ -166,7 +170,10 @@ mod tests {
     fn a_named_broker_keeps_files_out() {
         let environment = |name: &str| (name == "MESH_NATS_URL").then(|| "nats://there".to_owned());
         let mesh = Mesh::choose(&Addresses::default(), environment, file);
-        assert_eq!((mesh.nats_url.as_str(), mesh.redis_url.as_str()), ("nats://there", "redis://127.0.0.1:6379"));
+        assert_eq!(
+            (mesh.nats_url.as_str(), mesh.redis_url.as_str()),
+            ("nats://there", "redis://127.0.0.1:6379")
+        );
         let addresses = Addresses { nats_url: Some("nats://here".into()), ..Addresses::default() };
         assert_eq!(Mesh::choose(&addresses, environment, file).nats_url, "nats://here");
     }

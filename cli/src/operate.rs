@@ -27,11 +27,8 @@ pub(crate) async fn run(
     mesh: &Mesh,
     output: &Output,
 ) -> anyhow::Result<Answer> {
-    let operation = Operation {
-        agent: args.agent.clone(),
-        reason: args.reason.clone(),
-        operator: args.operator.clone(),
-    };
+    let operation =
+        Operation { agent: args.agent.clone(), reason: args.reason.clone(), operator: args.operator.clone() };
     let answers: Answers<Value> = control::command(&mesh.broker().await?, verb, &operation).await?;
     let Some(body) = answers.bodies.first() else {
         output.note(&format!("mesh: {}", answers.errors.join("; ")));

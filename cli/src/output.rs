@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_has_no_blanks_at_the_ends_of_lines() {
-        let rows = [vec!["crm_client".to_owned(), "7".to_owned()], vec!["lead_bot".to_owned(), "120".to_owned()]];
+        let rows =
+            [vec!["crm_client".to_owned(), "7".to_owned()], vec!["lead_bot".to_owned(), "120".to_owned()]];
         let text = table(&[Column::Text("AGENT"), Column::Number("DEPTH")], rows);
         assert_eq!(text, "AGENT       DEPTH\ncrm_client      7\nlead_bot      120");
     }

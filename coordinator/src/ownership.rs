@@ -78,6 +78,8 @@ impl Membership {
     /// Waits until no other live replica owns a shard, then claims them all under one epoch.
     pub(crate) async fn claim(&self, ledger: &Ledger) -> anyhow::Result<u64> {
         let mut waited = false;
+        // An owner that is not announced counts as dead: another replica that starts now would claim over this one's head.
+        self.announce().await.context("failed to announce this replica")?;
         loop {
             if let Some(owner) = self.live_owner().await? {
                 if !waited {

@@ -1,9 +1,9 @@
 """An agent in plain Python: it needs nats-py (pip install nats-py) and no code of the mesh.
 
-It registers, takes work from its inboxes, completes it, calls another agent while it works, and says that it lives. Every
-message is JSON as docs/protocol.md describes it.
+It registers, takes work from its inboxes, completes it, calls another agent while it works, and says that it lives.
+Every message is JSON as docs/protocol.md describes it.
 
-    python3 agent.py [--name python_agent]        stop it with Ctrl-C or SIGTERM
+    python3 agent.py [--name python_agent] [--depends-on AGENT[/CAPABILITY]]        stop it with Ctrl-C or SIGTERM
 """
 
 import argparse
@@ -31,7 +31,8 @@ async def register(nc, registration, patience=30.0):
             if verdict["accepted"]:
                 return verdict["terms"]
             if any(p["field"] != "mesh" for p in verdict["problems"]) or time.monotonic() > until:
-                raise SystemExit("refused:\n" + "\n".join("  {field}: {message}; {fix}".format(**p) for p in verdict["problems"]))
+                problems = ("  {field}: {message}; {fix}".format(**p) for p in verdict["problems"])
+                raise SystemExit("refused:\n" + "\n".join(problems))
         except (NoRespondersError, TimeoutError):
             if time.monotonic() > until:
                 raise
@@ -98,7 +99,8 @@ class Agent:
         question = json.dumps({"runs": [[dispatch["id"], 1]]}).encode()
         while True:
             try:
-                answer = json.loads((await self.nc.request(f"mesh.open.{dispatch['source']}", question, timeout=2)).data)
+                answer = await self.nc.request(f"mesh.open.{dispatch['source']}", question, timeout=2)
+                answer = json.loads(answer.data)
                 if "open" in answer:
                     return answer["open"][0][0]
             except (TimeoutError, NoRespondersError):
@@ -140,19 +142,23 @@ class Agent:
         await self.stopping.wait()
         for taker in takers:
             taker.cancel()
+        await asyncio.gather(*takers, return_exceptions=True)
         while self.running:  # what runs is finished and confirmed
             await asyncio.wait(self.running)
         beats.cancel()
         await self.beat(leaving=True)
-        await self.nc.drain()
+        await self.nc.flush()
+        await self.nc.close()
 
 
 async def reverse(agent, dispatch):
     return dispatch["payload"]["text"][::-1]
 
 
-async def ask_parrot(agent, dispatch):
-    return await agent.call(dispatch, "example_parrot", "echo", dispatch["payload"])
+async def delegate(agent, dispatch):
+    """Calls whom the payload names; what is not among the dependencies is rejected by the mesh."""
+    wish = dispatch["payload"]
+    return await agent.call(dispatch, wish["target"], wish["capability"], wish["payload"])
 
 
 async def note(agent, dispatch):
@@ -163,20 +169,22 @@ async def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--nats-url", default=os.environ.get("MESH_NATS_URL", "nats://127.0.0.1:4222"))
     arguments.add_argument("--name", default="python_agent")
+    arguments.add_argument("--depends-on", action="append", default=[], help="what `delegate` may call")
     arguments = arguments.parse_args()
 
     nc = await nats.connect(arguments.nats_url, max_reconnect_attempts=-1)
-    agent = Agent(nc, arguments.name, {"reverse": reverse, "ask_parrot": ask_parrot, "note": note, "example_leads": note})
+    handlers = {"reverse": reverse, "delegate": delegate, "note": note}
+    agent = Agent(nc, arguments.name, handlers | {"example_leads": note})
     terms = await register(nc, {
         "agent": arguments.name,
-        "capabilities": ["reverse", "ask_parrot", "note"],
+        "capabilities": list(handlers),
         "topics": ["example_leads"],
-        "dependencies": ["example_parrot"],
+        "dependencies": arguments.depends_on,
         "max_concurrent": SLOTS,
         "sla_p95_ms": 500,
         "encoding": "json",
     })
-    print(f"{arguments.name} is registered: role {terms['role']}, {terms['rate_per_s']} dispatches per second", flush=True)
+    print(f"{arguments.name} is registered: role {terms['role']}, {terms['rate_per_s']} per second", flush=True)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, agent.stopping.set)
     await agent.serve()

@@ -90,6 +90,11 @@ impl Breaker {
         self.judge(now, rules)
     }
 
+    /// Instances are gone, and what they ran is no longer known to run: so many runs past their bound are left.
+    pub(crate) const fn on_instances_left(&mut self, over: u32) {
+        self.running_over = over;
+    }
+
     fn judge(&mut self, now: Timestamp, rules: &BreakerPolicy) -> Option<Change> {
         if self.state != State::Passing {
             return None;

@@ -249,7 +249,11 @@ impl Lanes {
         if let Some(mut run) = queue.runs.pop_front() {
             run.handed = None;
             if first {
-                queue.parked.push_front((target, run));
+                // Behind an earlier part of the same run, where a cancellation cut the run in two.
+                let earlier =
+                    |(_, other): &(AgentIx, HeldRun)| other.held == run.held && other.first < run.first;
+                let place = queue.parked.iter().rposition(earlier).map_or(0, |before| before + 1);
+                queue.parked.insert(place, (target, run));
             } else {
                 queue.parked.push_back((target, run));
             }

@@ -126,7 +126,9 @@ impl Governor {
 
     /// An instance said goodbye.
     pub(crate) fn on_left(&mut self, agent: AgentIx, instance: InstanceId) {
-        self.targets.at_mut(agent).on_left(instance);
+        let target = self.targets.at_mut(agent);
+        target.on_left(instance);
+        target.breaker.on_instances_left(target.running_over);
     }
 
     /// Instances that have been silent for too long are lost.
@@ -138,6 +140,7 @@ impl Governor {
             target.on_left(instance);
             effects.push(Effect::InstanceLost { agent, instance });
         }
+        target.breaker.on_instances_left(target.running_over);
         target.silence_armed = false;
         if let Some(oldest) = target.oldest_beat() {
             target.silence_armed = true;

@@ -45,18 +45,24 @@ struct Entry {
     bucket: u64,
     earlier: u32,
     later: u32,
-    /// The next run of the same envelope.
-    sibling: u32,
 }
 
 /// All open runs.
 #[derive(Debug)]
 pub(crate) struct Open {
     entries: Slab<Entry>,
-    by_envelope: FastMap<(InstanceId, u64), u32>,
+    by_envelope: FastMap<(InstanceId, u64), Runs>,
     /// The first run of each bucket, by the moment at which the bucket is due.
     buckets: BTreeMap<u64, u32>,
     slots: u64,
+}
+
+/// The open runs of one envelope. Most envelopes are one run, which costs no tree.
+#[derive(Debug)]
+enum Runs {
+    One(u32),
+    /// By copy and first slot.
+    Many(BTreeMap<(u16, u16), u32>),
 }
 
 /// Consecutive slots of a run that have either all ended or all not.
@@ -96,10 +102,20 @@ impl Open {
     fn link(&mut self, ix: u32) {
         let entry = self.entries.at_mut(ix);
         self.slots += u64::from(entry.left);
-        let envelope = (entry.run.first.instance, entry.run.first.sequence);
-        entry.sibling = self.by_envelope.insert(envelope, ix).unwrap_or(NONE);
+        let first = entry.run.first;
         let (now, deadline) = (entry.run.admitted, entry.run.deadline);
         self.hang(ix, bucket_of(now, deadline));
+        let Some(runs) = self.by_envelope.get_mut(&(first.instance, first.sequence)) else {
+            self.by_envelope.insert((first.instance, first.sequence), Runs::One(ix));
+            return;
+        };
+        if let Runs::One(other) = *runs {
+            let one = self.entries.at(other).run.first;
+            *runs = Runs::Many(BTreeMap::from([((one.copy, one.slot), other)]));
+        }
+        if let Runs::Many(tree) = runs {
+            tree.insert((first.copy, first.slot), ix);
+        }
     }
 
     /// Hangs a run into a bucket.
@@ -132,47 +148,43 @@ impl Open {
         self.unhang(open.0);
         let entry = self.entries.remove(open.0);
         assert!(entry.left == 0, "a run is forgotten when all its slots have ended");
-        let envelope = (entry.run.first.instance, entry.run.first.sequence);
-        let head = self.by_envelope[&envelope];
-        if head != open.0 {
-            let mut before = head;
-            while self.entries.at(before).sibling != open.0 {
-                before = self.entries.at(before).sibling;
+        let first = entry.run.first;
+        let envelope = (first.instance, first.sequence);
+        let last = match self.by_envelope.get_mut(&envelope) {
+            Some(Runs::Many(tree)) => {
+                tree.remove(&(first.copy, first.slot));
+                tree.is_empty()
             }
-            self.entries.at_mut(before).sibling = entry.sibling;
-        } else if entry.sibling == NONE {
+            Some(Runs::One(_)) | None => true,
+        };
+        if last {
             self.by_envelope.remove(&envelope);
-        } else {
-            self.by_envelope.insert(envelope, entry.sibling);
         }
         entry.run
     }
 
     /// The run of a dispatch, and the place of the dispatch in it.
     pub(crate) fn find(&self, id: DispatchId) -> Option<(OpenIx, u16)> {
-        let mut ix = self.by_envelope.get(&(id.instance, id.sequence)).copied().unwrap_or(NONE);
-        while ix != NONE {
-            let Entry { run, sibling, .. } = self.entries.at(ix);
-            if run.first.copy == id.copy && (run.first.slot..=last_slot(run)).contains(&id.slot) {
-                return Some((OpenIx(ix), id.slot - run.first.slot));
-            }
-            ix = *sibling;
-        }
-        None
+        let ix = match self.by_envelope.get(&(id.instance, id.sequence))? {
+            Runs::One(ix) => *ix,
+            Runs::Many(tree) => *tree.range(..=(id.copy, id.slot)).next_back()?.1,
+        };
+        let run = &self.entries.at(ix).run;
+        let is_it = run.first.copy == id.copy && (run.first.slot..=last_slot(run)).contains(&id.slot);
+        is_it.then(|| (OpenIx(ix), id.slot - run.first.slot))
     }
 
     /// How many slots from `id` on are in no run: up to the next run of this envelope, at most `count`.
     pub(crate) fn gap(&self, id: DispatchId, count: u16) -> u16 {
-        let mut gap = count;
-        let mut ix = self.by_envelope.get(&(id.instance, id.sequence)).copied().unwrap_or(NONE);
-        while ix != NONE {
-            let Entry { run, sibling, .. } = self.entries.at(ix);
-            if run.first.copy == id.copy && run.first.slot > id.slot {
-                gap = gap.min(run.first.slot - id.slot);
+        let next = match self.by_envelope.get(&(id.instance, id.sequence)) {
+            None => None,
+            Some(Runs::One(ix)) => Some(self.entries.at(*ix).run.first),
+            Some(Runs::Many(tree)) => {
+                tree.range((id.copy, id.slot)..).next().map(|(_, ix)| self.entries.at(*ix).run.first)
             }
-            ix = *sibling;
-        }
-        gap
+        };
+        let next = next.filter(|next| next.copy == id.copy && next.slot > id.slot);
+        next.map_or(count, |next| count.min(next.slot - id.slot))
     }
 
     /// The slots from `offset` on, at most `count`, that are alike.
@@ -314,16 +326,7 @@ impl Open {
 impl Entry {
     const fn new(run: OpenRun) -> Self {
         let left = run.count;
-        Self {
-            run,
-            left,
-            ended: Vec::new(),
-            extended: Vec::new(),
-            bucket: 0,
-            earlier: NONE,
-            later: NONE,
-            sibling: NONE,
-        }
+        Self { run, left, ended: Vec::new(), extended: Vec::new(), bucket: 0, earlier: NONE, later: NONE }
     }
 
     fn is_ended(&self, offset: u16) -> bool {

@@ -54,6 +54,8 @@ pub(crate) enum Scenario {
     Throughput(Throughput),
     /// Latency of each priority at a fixed rate, beside a bare chain at that rate.
     Latency(Latency),
+    /// One caller and one agent in a closed loop, beside a bare chain under the same loop.
+    Request(Request),
     /// Decisions per second of the governance core alone; needs no server.
     Governance(Governance),
     /// The bare durable hops alone; needs nothing but a broker.
@@ -104,6 +106,23 @@ pub(crate) struct Latency {
     /// Shares of P0, P1, P2, P3 among the requests, in percent.
     #[arg(long, default_value = "25,25,25,25", value_delimiter = ',')]
     pub(crate) mix: Vec<u32>,
+}
+
+/// `request`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Request {
+    /// Requests that wait for their reply at any time.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub(crate) outstanding: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// How long, in seconds, after the warm-up; the bare chain runs as long.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// The priority of the requests.
+    #[arg(long, default_value = "P2")]
+    pub(crate) priority: governance::Priority,
 }
 
 /// `governance`.

@@ -15,7 +15,7 @@ use crate::args::{Args, Bare};
 use crate::output;
 use crate::report::{Common, Percentiles};
 
-pub(crate) use chain::Paced;
+pub(crate) use chain::{Closed, Paced};
 
 /// The bytes of an envelope, as large as the worker SDK packs them.
 pub(crate) const ENVELOPE_BYTES: usize = 64 * 1024;
@@ -104,6 +104,19 @@ impl Broker {
     pub(crate) async fn paced(&self, rate: u32, bytes: usize, duration: Duration) -> anyhow::Result<Paced> {
         let js = self.prepare().await?;
         let measured = chain::paced(self, rate, bytes, duration).await;
+        self.forget(&js).await;
+        measured
+    }
+
+    /// Latencies of the same chain in a closed loop.
+    pub(crate) async fn closed(
+        &self,
+        outstanding: u32,
+        bytes: usize,
+        duration: Duration,
+    ) -> anyhow::Result<Closed> {
+        let js = self.prepare().await?;
+        let measured = chain::closed(self, outstanding, bytes, duration).await;
         self.forget(&js).await;
         measured
     }

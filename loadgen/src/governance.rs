@@ -36,14 +36,16 @@ struct Case {
     runs_per_envelope: u16,
     decisions_per_s_per_core: f64,
     ns_per_decision: f64,
+    ns_per_envelope: f64,
     allocations_per_decision: f64,
 }
 
-/// Measures each number of agents, with alike and with mixed envelopes.
+/// Measures each number of agents, with mixed and with alike envelopes. The figures on top are those of the first number of
+/// agents with mixed envelopes: there each dispatch is decided by itself, while alike ones share a decision.
 pub(crate) fn run(scenario: &args::Governance, args: &Args) -> anyhow::Result<bool> {
     let mut cases = Vec::new();
     for agents in &scenario.agents {
-        for mixed in [false, true] {
+        for mixed in [true, false] {
             let bar = output::spinner("governance: deciding");
             cases.push(measure(*agents, scenario.envelope, mixed, Duration::from_secs(scenario.seconds))?);
             bar.finish_and_clear();
@@ -84,6 +86,7 @@ fn measure(agents: u32, envelope: u16, mixed: bool, duration: Duration) -> anyho
         runs_per_envelope: if mixed { envelope } else { 1 },
         decisions_per_s_per_core: (decisions / elapsed.as_secs_f64()).round(),
         ns_per_decision: tenth(elapsed.as_nanos() as f64 / decisions),
+        ns_per_envelope: (elapsed.as_nanos() as f64 / decisions * f64::from(envelope)).round(),
         allocations_per_decision: (allocations.count_total as f64 / counted * 10_000.0).round() / 10_000.0,
     })
 }
@@ -277,8 +280,4 @@ impl World {
             }
         }
     }
-}
-
-const fn pair_id(pair: &Pair) -> InstanceId {
-    pair.instance
 }

@@ -12,6 +12,7 @@ mod load;
 mod mesh;
 mod output;
 mod report;
+mod request;
 mod throughput;
 
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             Scenario::Bare(scenario) => bare::run(scenario, args).await,
             Scenario::Throughput(scenario) => throughput::run(scenario, args).await,
             Scenario::Latency(scenario) => latency::run(scenario, args).await,
+            Scenario::Request(scenario) => request::run(scenario, args).await,
             Scenario::Governance(_) => unreachable!("it needs no runtime and ran above"),
         }
     })

@@ -23,6 +23,7 @@ pub struct Context(pub(crate) Arc<Facts>);
 pub(crate) struct Facts {
     pub(crate) link: Link,
     pub(crate) run: Arc<Run>,
+    pub(crate) ceiling: Priority,
     pub(crate) row: Row,
     pub(crate) attempt: u8,
 }
@@ -64,10 +65,10 @@ impl Context {
         &self.0.row.topic
     }
 
-    /// The priority that it was sent with, and the ceiling of its children's.
+    /// Its priority, and the ceiling of its children's: as it was sent, or as it was demoted to.
     #[must_use]
     pub fn priority(&self) -> Priority {
-        self.0.run.lane
+        self.0.ceiling
     }
 
     /// The conversation key; empty for none.

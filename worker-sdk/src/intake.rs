@@ -126,7 +126,7 @@ impl Intake {
             while !inbox.waiting.is_empty() && self.core.slots.try_take(class) {
                 let Some(Waiting { held, row, attempt }) = inbox.waiting.pop_front() else { break };
                 held.begin();
-                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), held, row, attempt));
+                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), class, held, row, attempt));
             }
         }
     }

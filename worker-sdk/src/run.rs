@@ -19,7 +19,8 @@ pub(crate) const CANCEL_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) started: Instant,
-    pub(crate) lane: Priority,
+    /// The inbox that it came from, and the class of its slot.
+    class: Priority,
     deadline: AtomicU64,
     revoked: AtomicBool,
     changed: Notify,
@@ -36,10 +37,10 @@ struct Slot {
 
 impl Run {
     /// A run in a slot that was taken for it.
-    pub(crate) fn new(lane: Priority, deadline: Timestamp, slots: Arc<Slots>) -> Self {
+    pub(crate) fn new(class: Priority, deadline: Timestamp, slots: Arc<Slots>) -> Self {
         Self {
             started: Instant::now(),
-            lane,
+            class,
             deadline: AtomicU64::new(deadline.0),
             revoked: AtomicBool::new(false),
             changed: Notify::new(),
@@ -101,7 +102,7 @@ impl Run {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.children_awaited += 1;
         if slot.children_awaited == 1 && !slot.given_back {
-            self.slots.park(self.lane);
+            self.slots.park(self.class);
         }
         Parked(Arc::clone(self))
     }
@@ -110,7 +111,7 @@ impl Run {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.children_awaited -= 1;
         if slot.children_awaited == 0 && !slot.given_back {
-            self.slots.unpark(self.lane);
+            self.slots.unpark(self.class);
         }
     }
 
@@ -119,9 +120,9 @@ impl Run {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut slot.given_back, true) {
             if slot.children_awaited > 0 {
-                self.slots.unpark(self.lane);
+                self.slots.unpark(self.class);
             }
-            self.slots.give_back(self.lane);
+            self.slots.give_back(self.class);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use governance::{Kind, Outcome, Reason};
+use governance::{Kind, Outcome, Priority, Reason};
 use protocol::streams::PAYLOAD_BYTES_MAX;
 
 use crate::clock;
@@ -21,9 +21,9 @@ use crate::row::Row;
 use crate::run::Run;
 
 /// Runs a dispatch in a slot that was taken for it, and reports how it ended.
-pub(crate) async fn run(core: Arc<Core>, held: Arc<Held>, row: Row, attempt: u8) {
+pub(crate) async fn run(core: Arc<Core>, class: Priority, held: Arc<Held>, row: Row, attempt: u8) {
     let inbox_us = clock::micros(clock::now().since(row.admitted));
-    let run = Arc::new(Run::new(row.lane, row.deadline, Arc::clone(&core.slots)));
+    let run = Arc::new(Run::new(class, row.deadline, Arc::clone(&core.slots)));
     let id = row.id;
     if run.is_cancelled() || !core.ledger.start(id, &run) {
         // Its home has ended it, or will: at the deadline, without anybody's help.
@@ -34,7 +34,10 @@ pub(crate) async fn run(core: Arc<Core>, held: Arc<Held>, row: Row, attempt: u8)
     let (kind, lane, source) = (row.kind, row.lane, Arc::clone(&row.source));
     let result = match core.handlers.find(&row.capability, &row.topic) {
         Some(handler) => {
-            let facts = Facts { link: Link::Mesh(Arc::clone(&core)), run: Arc::clone(&run), row, attempt };
+            // A dispatch that aged up hands its own priority on; one that was demoted, what it was given.
+            let ceiling = lane.max(class);
+            let facts =
+                Facts { link: Link::Mesh(Arc::clone(&core)), run: Arc::clone(&run), ceiling, row, attempt };
             run.bound(call(Arc::clone(handler), Context(Arc::new(facts)))).await
         }
         None => Some(Err(Failure::because(Reason::NotHandled, "this instance has no handler for it"))),

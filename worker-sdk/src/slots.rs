@@ -20,6 +20,13 @@ struct Counts {
     parked: u32,
 }
 
+impl Counts {
+    fn leave(&mut self, class: Priority) {
+        let running = &mut self.running[usize::from(class.code())];
+        *running = running.checked_sub(1).expect("a slot is given back once, in the class it was taken in");
+    }
+}
+
 /// The slots of one instance.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -75,14 +82,14 @@ impl Slots {
 
     /// Gives a slot back for good.
     pub(crate) fn give_back(&self, class: Priority) {
-        self.lock().running[usize::from(class.code())] -= 1;
+        self.lock().leave(class);
         self.freed.notify_one();
     }
 
     /// Gives a slot back while its dispatch waits for a child.
     pub(crate) fn park(&self, class: Priority) {
         let mut counts = self.lock();
-        counts.running[usize::from(class.code())] -= 1;
+        counts.leave(class);
         counts.parked += 1;
         drop(counts);
         self.freed.notify_one();

@@ -201,7 +201,13 @@ impl Script {
             parcel: None,
         };
         let run = Arc::new(Run::new(self.priority, deadline, slots));
-        Context(Arc::new(Facts { link: Link::Scripted(Arc::new(self.clone())), run, row, attempt: 1 }))
+        Context(Arc::new(Facts {
+            link: Link::Scripted(Arc::new(self.clone())),
+            run,
+            ceiling: self.priority,
+            row,
+            attempt: 1,
+        }))
     }
 
     /// What the handler has sent, in order.

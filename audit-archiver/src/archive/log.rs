@@ -15,7 +15,9 @@ const COLUMNS: &str = "dispatch_id, \"timestamp\", source, target, type, capabil
      root, parent, conversation, policy_version, shard, epoch, block";
 
 /// How far back the end of the log is looked for, step by step, since time is indexed by block ranges only.
-const TAIL_STEPS: [Duration; 5] = [
+const TAIL_STEPS: [Duration; 7] = [
+    Duration::from_secs(1),
+    Duration::from_secs(10),
     Duration::from_secs(60),
     Duration::from_secs(3_600),
     Duration::from_secs(86_400),

@@ -37,10 +37,7 @@ impl Home {
         } else {
             Ok(message.payload.clone())
         };
-        let read = read.and_then(|bytes| match LaneEnvelope::parse(&bytes) {
-            Ok(_) => Ok(bytes),
-            Err(e) => Err(e.to_string()),
-        });
+        let read = read.and_then(|bytes| self.check_envelope(lane, &bytes, instance).map(|()| bytes));
         match read {
             Ok(bytes) => self.keep(lane, message, bytes),
             Err(why) => self.refuse_malformed(lane, message, instance, &why),
@@ -92,6 +89,21 @@ impl Home {
             }));
         }
         self.release_held(at);
+    }
+
+    /// Whether bytes are an envelope that this source may send: an instance belongs to one agent, and those that the JSON
+    /// door derives are nobody's to name.
+    fn check_envelope(&self, lane: Lane, bytes: &[u8], derived: InstanceId) -> Result<(), String> {
+        let envelope = LaneEnvelope::parse(bytes).map_err(|e| e.to_string())?;
+        if envelope.instance.is_derived() && envelope.instance != derived {
+            return Err("column `instance`: the first bit is reserved".to_owned());
+        }
+        match self.sources_of_instances.get(&envelope.instance) {
+            Some(source) if *source != lane.source => {
+                Err("column `instance`: it belongs to another agent".to_owned())
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The dispatches of an envelope as runs of equal attributes.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use governance::{Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Timestamp};
+use governance::{Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Priority, Timestamp};
 use protocol::audit::CompletionRow;
 use protocol::completion::{self, Completions};
 use protocol::control::DeadLetter;
-use protocol::{HASH_BYTES, json, subjects};
+use protocol::{HASH_BYTES, json, streams, subjects};
 
 use super::perform::micros;
 use super::settle::{Origin, OwnedReply};
@@ -19,6 +19,8 @@ use crate::clock;
 pub(super) struct Reported<'a> {
     /// Its place among the held completions.
     at: usize,
+    /// Who reports.
+    target: AgentIx,
     bytes: &'a Bytes,
     rows: &'a Completions<'a>,
 }
@@ -81,7 +83,7 @@ impl Home {
             Event::Completed { source, target, completions: &completions },
             &mut effects,
         );
-        let reported = Reported { at, bytes, rows: &rows };
+        let reported = Reported { at, target, bytes, rows: &rows };
         for effect in effects.drain(..) {
             self.perform(now, effect, Some(&reported));
         }
@@ -238,9 +240,17 @@ impl Home {
             });
             self.note(now, "retry", source, &body);
         }
-        if !r.inbox_ack.is_empty() {
-            self.outlets.side.push(Side::Nak { ack: r.inbox_ack.to_owned(), delay });
+        if let Some(ack) = self.own_inbox(reported.target, r.inbox_ack) {
+            self.outlets.side.push(Side::Nak { ack, delay });
         }
+    }
+
+    /// The acknowledgement subject that a target gave, where it is one of its own inboxes: it may touch no other's messages.
+    fn own_inbox(&self, target: AgentIx, ack: &str) -> Option<String> {
+        let (stream, consumer) = subjects::acknowledges(ack)?;
+        let agent = self.agents.get(&target)?;
+        let inbox = Priority::ALL.iter().any(|p| streams::inboxes(*p) == stream);
+        (inbox && consumer == streams::inbox_consumer(&agent.id)).then(|| ack.to_owned())
     }
 
     pub(super) fn dead_letter(
@@ -275,7 +285,7 @@ impl Home {
         self.note(now, "dead_letter", open.target, &body);
         self.alert(now, "dead_letter", Some(open.target), format!("{id} failed {attempts} times"), &[]);
         self.hold_done(reported.at);
-        let inbox_ack = r.inbox_ack.to_owned();
+        let inbox_ack = self.own_inbox(reported.target, r.inbox_ack).unwrap_or_default();
         self.outlets.side.push(Side::DeadLetter {
             letter: Box::new(letter),
             id,

@@ -3,7 +3,7 @@
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::Store;
-use broker::Publisher;
+use broker::{PublishError, Publisher};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -68,13 +68,20 @@ async fn dead_letter(
         fill(&mut letter, id, &message);
     }
     let target = AgentId::new(&letter.target).expect("a registered agent has a good name");
-    let body = Bytes::from(serde_json::to_vec(&letter).expect("plain data serialises"));
+    let mut body = Bytes::from(serde_json::to_vec(&letter).expect("plain data serialises"));
     let message_id = format!("dlq:{id}");
     loop {
         let stored =
             door.publisher.publish(subjects::dlq(&target), Some(&message_id), None, body.clone()).await.await;
         match stored {
             Ok(_) => return Input::DeadLettered { inbox_ack, done },
+            Err(PublishError::Refused(why)) if !letter.payload_hex.is_empty() => {
+                // In base 16 a large payload outgrows a message: the letter goes without it, and says so.
+                letter.error = format!("{} (the payload was too large to keep: {why})", letter.error);
+                letter.payload_hex.clear();
+                body = Bytes::from(serde_json::to_vec(&letter).expect("plain data serialises"));
+                continue;
+            }
             Err(e) => tracing::warn!(%id, error = %e, "a dead letter is not stored yet"),
         }
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;

@@ -201,6 +201,63 @@ pub(crate) async fn paced(
     hop.beside(sink.beside(measured)).await
 }
 
+/// What a closed loop measured.
+pub(crate) struct Closed {
+    /// In nanoseconds.
+    pub(crate) latency: Histogram<u64>,
+    /// Replies per second after the warm-up.
+    pub(crate) per_s: f64,
+}
+
+/// A caller with a fixed number of requests outstanding; each reply, which carries when its request was sent, is
+/// followed by the next request.
+pub(crate) async fn closed(
+    broker: &Broker,
+    outstanding: u32,
+    bytes: usize,
+    duration: Duration,
+) -> anyhow::Result<Closed> {
+    let mut hop = hop(broker).await?;
+    let mut sink = sink(broker, Arc::default(), true).await?;
+    let client = broker.connect("caller").await?;
+    let mut replies = client.subscribe(REPLY_SUBJECT).await.context("failed to subscribe")?;
+    let inbox = client.new_inbox();
+    let mut acks = client.subscribe(inbox.clone()).await.context("failed to subscribe")?;
+    let measured = async {
+        let epoch = Instant::now();
+        let ask = async || {
+            let mut payload = vec![b'x'; bytes.max(16)];
+            payload[..8].copy_from_slice(&(epoch.elapsed().as_nanos() as u64).to_le_bytes());
+            let asked = client.publish_with_reply(FIRST_SUBJECT, inbox.clone(), payload.into());
+            asked.await.context("failed to publish")
+        };
+        for _ in 0..outstanding {
+            ask().await?;
+        }
+        let (mut latency, mut waiting) = (new_histogram(), outstanding);
+        while waiting > 0 {
+            let reply = tokio::time::timeout(DRAIN, replies.next()).await.context("a reply did not come")?;
+            let reply = reply.context("the subscription ended")?.payload;
+            ensure!(reply.len() == bytes.max(16), "a reply is not what was sent");
+            let (sent, now) = (u64_of(&reply[..8]), epoch.elapsed());
+            while let Some(Some(ack)) = acks.next().now_or_never() {
+                check_stored(&ack)?;
+            }
+            if now < WARM_UP + duration {
+                if now >= WARM_UP {
+                    latency.saturating_record(now.as_nanos() as u64 - sent);
+                }
+                ask().await?;
+            } else {
+                waiting -= 1;
+            }
+        }
+        let per_s = latency.len() as f64 / duration.as_secs_f64();
+        Ok(Closed { latency, per_s })
+    };
+    hop.beside(sink.beside(measured)).await
+}
+
 /// Marks the number of the last request, so that the collector knows how many there are.
 const LAST: u64 = 1 << 63;
 

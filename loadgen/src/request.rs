@@ -1,0 +1,119 @@
+//! `request`: one caller and one agent in a closed loop with a fixed number of requests outstanding, beside a bare chain
+//! under the same loop.
+//!
+//! The rule it keeps: each reply is checked, and the next request goes out only then.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use tokio::task::JoinSet;
+use worker_sdk::Agent;
+
+use crate::args::{Args, Request};
+use crate::bare::Broker;
+use crate::books::{self, Accepted};
+use crate::load::new_histogram;
+use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
+use crate::output;
+use crate::report::{Common, Percentiles, ratio};
+
+/// What is sent before measuring.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// Slots of the target for each request outstanding: two, since slots are kept for other priorities.
+const SLOTS: u32 = 2;
+
+/// What came of the requests.
+struct Asked {
+    /// In nanoseconds.
+    latency: Histogram<u64>,
+    accepted: Accepted,
+}
+
+/// Runs the scenario; whether the books balance.
+pub(crate) async fn run(scenario: &Request, args: &Args) -> anyhow::Result<bool> {
+    let duration = Duration::from_secs(scenario.seconds);
+    let bar = output::spinner("bare: request, hop and reply in the same loop");
+    let bare = Broker::of(args).closed(scenario.outstanding, scenario.payload as usize, duration).await?;
+    bar.finish_and_clear();
+    let pairs = mesh::pairs(&args.nats_url, "req", 1, scenario.outstanding * SLOTS).await?;
+    let since = SystemTime::now();
+    let bar = output::spinner("asking");
+    let asked = ask(scenario, &pairs[0]).await?;
+    bar.finish_and_clear();
+    let books = books::close(&args.postgres_url, since, &asked.accepted, &pairs).await?;
+    mesh::stop(&pairs).await?;
+
+    let per_s = asked.latency.len() as f64 / duration.as_secs_f64();
+    let (own, chain) = (Percentiles::of(&asked.latency), Percentiles::of(&bare.latency));
+    let mut of_chain = serde_json::json!({ "per_s": bare.per_s.round() });
+    output::add(&mut of_chain, &chain)?;
+    let mut report = serde_json::json!({
+        "outstanding": scenario.outstanding,
+        "payload_bytes": scenario.payload,
+        "priority": scenario.priority,
+        "seconds": scenario.seconds,
+        "per_s": per_s.round(),
+        "bare": of_chain,
+        "ratio_per_s": ratio(per_s, bare.per_s),
+        "ratio_p50": own.p50_us.zip(chain.p50_us).and_then(|(own, bare)| ratio(own, bare)),
+    });
+    output::add(&mut report, &own)?;
+    output::add(&mut report, &books)?;
+    output::finish(args, &Common::gather("request", args), report)?;
+    Ok(books.balance())
+}
+
+async fn ask(scenario: &Request, pair: &Pair) -> anyhow::Result<Asked> {
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + Duration::from_secs(scenario.seconds);
+    let caller = Arc::new(Caller {
+        source: pair.source.clone(),
+        target: pair.target.name().to_owned(),
+        priority: scenario.priority,
+        payload: (0..scenario.payload).map(|i| i as u8).collect(),
+        asked: Mutex::new(Asked { latency: new_histogram(), accepted: Accepted::default() }),
+    });
+    let mut callers = JoinSet::new();
+    for _ in 0..scenario.outstanding {
+        let caller = Arc::clone(&caller);
+        callers.spawn(async move { caller.run(begin, end).await });
+    }
+    while let Some(one) = callers.join_next().await {
+        one.context("a caller panicked")??;
+    }
+    let caller = Arc::into_inner(caller).context("all callers have ended")?;
+    Ok(caller.asked.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The caller; each of its requests outstanding is a loop over it.
+struct Caller {
+    source: Agent,
+    target: String,
+    priority: governance::Priority,
+    payload: Bytes,
+    asked: Mutex<Asked>,
+}
+
+impl Caller {
+    async fn run(&self, begin: Instant, end: Instant) -> anyhow::Result<()> {
+        loop {
+            let sent = Instant::now();
+            if sent >= end {
+                return Ok(());
+            }
+            let request = self.source.dispatch(&self.target, CAPABILITY).priority(self.priority);
+            let reply =
+                request.bytes(self.payload.clone(), OCTETS).request().await.context("a request failed")?;
+            ensure!(reply.payload() == &self.payload, "a reply is not what was sent");
+            let latency = sent.elapsed();
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.accepted.add(reply.id(), 1);
+            if sent >= begin {
+                asked.latency.saturating_record(latency.as_nanos() as u64);
+            }
+        }
+    }
+}

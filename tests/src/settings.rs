@@ -1,0 +1,54 @@
+//! The settings: where the mesh under test is. Owns the reading of the environment; connects to nothing.
+
+use std::path::PathBuf;
+
+/// Where the mesh under test is, as `./dev stack-run` says.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker.
+    pub nats_url: String,
+    /// The store of the audit streams.
+    pub redis_url: String,
+    /// The archive.
+    pub postgres_url: String,
+    /// The folder of the stack, with the process ids.
+    pub stack: PathBuf,
+    /// The HTTP addresses of the coordinators, `host:port`.
+    pub coordinators: Vec<String>,
+}
+
+impl Settings {
+    /// Reads them.
+    ///
+    /// # Panics
+    /// When a variable is missing, with a word on how these tests are run.
+    #[must_use]
+    pub fn read() -> Self {
+        let coordinators = variable("MESH_COORDINATORS");
+        Self {
+            nats_url: variable("MESH_NATS_URL"),
+            redis_url: variable("MESH_REDIS_URL"),
+            postgres_url: variable("MESH_POSTGRES_URL"),
+            stack: variable("MESH_STACK_DIR").into(),
+            coordinators: coordinators
+                .split(',')
+                .map(|url| url.trim_start_matches("http://").trim_end_matches('/').to_owned())
+                .collect(),
+        }
+    }
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(
+            "{name} is not set: these tests need a mesh around them. Run `./dev test`, or one file of them with \
+             `./dev stack-run --policy tests/policy.toml --coordinators 2 -- cargo test --release -p mesh-tests --test mesh`"
+        )
+    })
+}
+
+/// The root of the repository.
+#[must_use]
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}

@@ -1,0 +1,89 @@
+//! The processes of the mesh under test: which one is home, killing it, asking it to stop.
+//!
+//! Works through the stack's folder: `run/NAME.pid` is the process, and a supervisor starts it again when it ends.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::settings::root;
+use crate::{PATIENCE, Stage, until};
+
+/// How a process is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// At once, without a chance to do anything.
+    Kill,
+    /// In order.
+    Terminate,
+}
+
+impl Signal {
+    const fn flag(self) -> &'static str {
+        match self {
+            Self::Kill => "-KILL",
+            Self::Terminate => "-TERM",
+        }
+    }
+}
+
+/// The process of the stack that is home at present: its name, as `coordinator-0`, and its id.
+///
+/// # Panics
+/// When no coordinator says that it is.
+pub async fn home(stage: &Stage) -> (String, u32) {
+    let replica = stage.home().await;
+    let pid: u32 =
+        replica.rsplit('-').next().and_then(|pid| pid.parse().ok()).expect("a name ends with a pid");
+    let run = stage.settings.stack.join("run");
+    let name = (0..stage.settings.coordinators.len())
+        .map(|index| format!("coordinator-{index}"))
+        .find(|name| process(&run, name) == Some(pid));
+    (name.unwrap_or_else(|| panic!("no process of {} is {replica}", run.display())), pid)
+}
+
+/// The id of a running process of the stack.
+#[must_use]
+pub fn process(run: &Path, name: &str) -> Option<u32> {
+    std::fs::read_to_string(run.join(format!("{name}.pid"))).ok()?.trim().parse().ok()
+}
+
+/// Sends a signal to a process; its supervisor starts it again.
+///
+/// # Panics
+/// When there is no such process.
+pub async fn signal(pid: u32, signal: Signal) {
+    let sent = Command::new("kill").args([signal.flag(), &pid.to_string()]).status().await;
+    assert!(sent.expect("kill can be run").success(), "process {pid} is there");
+}
+
+/// Waits until a process has ended.
+///
+/// # Panics
+/// When it has not within the time.
+pub async fn ended(pid: u32, within: Duration) {
+    let stat = format!("/proc/{pid}/stat");
+    until("the process ends", within, || {
+        // What has ended and was not yet waited for is a zombie.
+        let state = std::fs::read_to_string(&stat).unwrap_or_default();
+        let gone = state.is_empty() || state.rsplit(')').next().is_some_and(|s| s.trim().starts_with('Z'));
+        async move { gone }
+    })
+    .await;
+}
+
+/// Stops a process of the stack and keeps it down, or starts it again and waits until it is ready.
+///
+/// # Panics
+/// When `./dev` fails.
+pub async fn dev(verb: &str, stage: &Stage, name: &str) {
+    let run = Command::new(root().join("dev"))
+        .args([verb.as_ref(), stage.settings.stack.as_os_str(), name.as_ref()])
+        .stdin(Stdio::null())
+        .status();
+    let status =
+        tokio::time::timeout(PATIENCE * 2, run).await.expect("./dev ends").expect("./dev can be run");
+    assert!(status.success(), "./dev {verb} {name} failed");
+}

@@ -1,0 +1,11 @@
+//! The mesh as a whole, on real servers: one file for each theme. Tests run side by side, so none of them stops a process.
+
+mod audit;
+mod breakers;
+mod calls;
+mod doors;
+mod endings;
+mod instances;
+mod limits;
+mod registrations;
+mod topics;
