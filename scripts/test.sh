@@ -19,7 +19,9 @@ run_test() {
   stage lints "$logs" cargo clippy --workspace --all-targets --locked -- -D warnings || true
   stage unit "$logs" cargo test --workspace --exclude mesh-tests --locked --no-fail-fast || true
   if stage build "$logs" cargo build --release --locked --workspace --bins; then
-    stage system "$logs" "$ROOT/dev" stack-run -- cargo test -p mesh-tests --release --locked --no-fail-fast || true
+    # Most system tests wait most of the time, so that more of them than there are cores run side by side.
+    stage system "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 -- \
+      env RUST_TEST_THREADS=8 cargo test -p mesh-tests --release --locked --no-fail-fast || true
     compose_stage "$logs"
   fi
 

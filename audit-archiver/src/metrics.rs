@@ -54,6 +54,11 @@ impl Up {
         self.0.store(up, Ordering::Relaxed);
     }
 
+    /// Sets it, and says what it was.
+    pub(crate) fn replace(&self, up: bool) -> bool {
+        self.0.swap(up, Ordering::Relaxed)
+    }
+
     pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

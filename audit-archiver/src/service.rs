@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::keeper::Keeper;
 use crate::metrics::Metrics;
-use crate::worker::Worker;
+use crate::worker::{Chain, Worker};
 use crate::{http, schema, shares};
 
 /// The pause between two tries to reach PostgreSQL at the start.
@@ -34,6 +34,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if !migrate(&config, &stop).await? {
         return Ok(());
     }
+    metrics.postgres_up.set(true);
     let (assigned, shards) = watch::channel(Vec::new());
     let keep = shares::keep(config.postgres_url.clone(), assigned, Arc::clone(&metrics), stop.clone());
     tasks.spawn(async move {
@@ -70,7 +71,7 @@ async fn migrate(config: &Config, stop: &CancellationToken) -> anyhow::Result<bo
                 return Err(error).context("the archive is unusable");
             }
             Some(Err(schema::Error::Postgres(error))) => {
-                tracing::warn!(%error, "PostgreSQL is away; the trail stays in Redis");
+                tracing::warn!(error = %Chain(&error), "PostgreSQL is away; the trail stays in Redis");
                 if stop.run_until_cancelled(tokio::time::sleep(START_PAUSE)).await.is_none() {
                     return Ok(false);
                 }

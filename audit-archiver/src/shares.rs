@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::worker::Chain;
 
 /// The first half of all lock keys: an arbitrary number that nothing else in the database uses.
 const CLASS: i32 = 0x6d65_7368;
@@ -33,8 +34,9 @@ pub(crate) async fn keep(
         if let Some(Err(error)) = session {
             // Locks went with the connection; somebody else may hold them already.
             assign(&assigned, &metrics, Vec::new());
-            metrics.postgres_up.set(false);
-            tracing::warn!(%error, "PostgreSQL is away; the trail stays in Redis");
+            if metrics.postgres_up.replace(false) {
+                tracing::warn!(error = %Chain(&error), "PostgreSQL is away; the trail stays in Redis");
+            }
             stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
         }
     }

@@ -44,9 +44,9 @@ pub(crate) struct Worker {
 /// Why a session ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
-    #[error("Redis is away; the archive waits")]
+    #[error("Redis did not answer")]
     Redis(#[from] redis::RedisError),
-    #[error("PostgreSQL is away; the trail stays in Redis")]
+    #[error("PostgreSQL did not do it")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
@@ -69,7 +69,7 @@ impl Worker {
                 Lost::Redis(_) => self.metrics.redis_up.set(false),
                 Lost::Postgres(_) => self.metrics.postgres_up.set(false),
             }
-            tracing::warn!(worker = self.index, error = %Chain(&lost), "the archive waits");
+            tracing::warn!(worker = self.index, error = %Chain(&lost), "the trail stays in Redis; trying again");
             if started.elapsed() > RETRY_MAX {
                 pause = Duration::from_millis(50);
             }
@@ -143,7 +143,7 @@ impl Worker {
         batch: Batch,
         error: &tokio_postgres::Error,
     ) -> Result<u64, Lost> {
-        tracing::warn!(%error, "PostgreSQL refused a batch; storing its shards one by one");
+        tracing::warn!(error = %Chain(error), "PostgreSQL refused a batch; storing its shards one by one");
         let mut records = 0;
         for (shard, entries) in batch {
             match self.store(session, vec![(shard, entries)]).await {
@@ -151,7 +151,7 @@ impl Worker {
                 Err(Failed::Lost(lost)) => return Err(lost),
                 Err(Failed::Refused(_, error)) => {
                     let after = session.cursors.get(&shard).map(|head| head.id).unwrap_or_default();
-                    let why = Broken::Refused { after, message: error.to_string() };
+                    let why = Broken::Refused { after, message: Chain(&error).to_string() };
                     self.stop_shard(session, shard, &why).await?;
                 }
             }

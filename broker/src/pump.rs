@@ -16,7 +16,7 @@ use crate::{Error, api};
 /// What a pull that lost its connection is given beyond its own expiry before it counts as ended.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often lost pulls are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_millis(250);
 
 /// A message that was pulled.
 #[derive(Debug, Clone)]
@@ -216,7 +216,6 @@ impl Pump {
         // Pulls that were filled have left no trace but this one.
         let sources = &self.sources;
         self.pulls.retain(|id, name| sources.get(name).is_some_and(|s| s.pulls.iter().any(|p| p.id == *id)));
-        self.sources.retain(|_, source| !source.pulls.is_empty());
     }
 
     fn receive(&mut self, message: async_nats::Message) -> Option<Pulled> {
@@ -236,8 +235,8 @@ impl Pump {
         }
         let ack = message.reply?;
         let origin = Origin::parse(&ack)?;
-        // A message whose pulls were all given up as lost comes again after its ack wait.
-        let source = self.sources.get_mut(origin.consumer).filter(|s| !s.pulls.is_empty())?;
+        // A pull that was given up as lost may still be served: its messages count all the same.
+        let source = self.sources.get_mut(origin.consumer)?;
         source.take(1);
         Some(Pulled::Message(Message {
             key: source.key,

@@ -23,15 +23,21 @@ const STRAGGLERS: Duration = Duration::from_secs(10);
 /// How long an open dispatch is followed for its end. What takes longer is found in the log later.
 const OPEN_FOLLOWED: Duration = Duration::from_secs(300);
 
-const EXPORT_EXAMPLES: &str = "\
-A line has, in this order: dispatch_id, timestamp, source, target, type, capability, latency_ms, outcome, priority; behind
-them payload_hash, reason, decision, lane, lane_ms, inbox_ms, ran_ms, attempt, root, parent, conversation, policy_version,
-shard, epoch, block. The reply of a request has a line of its own, of type response or error. Payloads are never in it.
+/// Among how many rows, for each that is wanted, those of one agent or conversation are looked for; and among how many at
+/// least.
+const SEARCHED: u32 = 100;
+const SEARCHED_MIN: u32 = 10_000;
 
-Examples:
-  mesh audit export --since 24h > day.jsonl
-  mesh audit export --since 2026-02-14T09:00:00Z --conversation sms-17
-  mesh audit export --since 1h | jq -r 'select(.outcome == \"timeout\") | .dispatch_id'";
+const EXPORT_EXAMPLES: &str = concat!(
+    "A line has, in this order: dispatch_id, timestamp, source, target, type, capability, latency_ms, outcome, priority; ",
+    "behind them payload_hash, reason, decision, lane, lane_ms, inbox_ms, ran_ms, attempt, root, parent, conversation, ",
+    "policy_version, shard, epoch, block. The reply of a request has a line of its own, of type response or error. ",
+    "Payloads are never in it.\n\n",
+    "Examples:\n",
+    "  mesh audit export --since 24h > day.jsonl\n",
+    "  mesh audit export --since 2026-02-14T09:00:00Z --conversation sms-17\n",
+    "  mesh audit export --since 1h | jq -r 'select(.outcome == \"timeout\") | .dispatch_id'",
+);
 
 #[derive(Debug, Args)]
 pub(crate) struct AuditArgs {
@@ -75,6 +81,10 @@ struct Only {
 }
 
 impl Only {
+    const fn takes_all(&self) -> bool {
+        self.agent.is_none() && self.conversation.is_none()
+    }
+
     fn takes(&self, row: &LogRow) -> bool {
         let agent = |a: &String| row.source == *a || row.target.as_ref() == Some(a);
         let conversation = |c: &String| row.conversation.as_ref() == Some(c);
@@ -87,7 +97,7 @@ pub(crate) async fn run(args: &AuditArgs, mesh: &Mesh, output: &Output) -> anyho
     match &args.verb {
         Verb::Tail { follow, rows, only } => {
             let mut printer = Printer::new(output, only.clone());
-            let newest = archive.tail(*rows).await?;
+            let newest = newest(&archive, *rows, only).await?;
             newest.iter().try_for_each(|row| printer.print(row))?;
             printer.lines.flush()?;
             if *follow {
@@ -108,41 +118,58 @@ pub(crate) async fn run(args: &AuditArgs, mesh: &Mesh, output: &Output) -> anyho
     Ok(Answer::Yes)
 }
 
+/// The newest rows of those that are wanted.
+async fn newest(archive: &Archive, rows: u32, only: &Only) -> anyhow::Result<Vec<LogRow>> {
+    let among = if only.takes_all() { rows } else { rows.saturating_mul(SEARCHED).max(SEARCHED_MIN) };
+    let mut found = archive.tail(among).await?;
+    found.retain(|row| only.takes(row));
+    let surplus = found.len().saturating_sub(rows as usize);
+    found.drain(..surplus);
+    Ok(found)
+}
+
 /// Prints what is new, until it is stopped.
-async fn follow_log(archive: &Archive, printer: &mut Printer, newest: &[LogRow]) -> anyhow::Result<()> {
-    let mut seen = Seen::default();
-    // What was not among the first rows but lies in the time looked at is older than these, hence not new.
-    let begin = newest.first().map_or_else(moment::now, |row| row.timestamp);
-    for row in newest {
-        seen.is_news(row);
-    }
+async fn follow_log(archive: &Archive, printer: &mut Printer, printed: &[LogRow]) -> anyhow::Result<()> {
+    let mut seen = Seen::after(printed, moment::now());
     loop {
-        tokio::time::sleep(FOLLOW_EVERY).await;
-        let mut rows = std::pin::pin!(archive.export(seen.look_from().max(begin)).await?);
+        let mut rows = std::pin::pin!(archive.export(seen.look_from()).await?);
         while let Some(row) = rows.try_next().await? {
-            if row.timestamp >= begin && seen.is_news(&row) {
+            if seen.is_news(&row) {
                 printer.print(&row)?;
             }
         }
         printer.lines.flush()?;
         seen.forget();
+        tokio::time::sleep(FOLLOW_EVERY).await;
     }
 }
 
 /// What was printed: each row once when it appears, and once more when it ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     /// By id: when it was accepted, and whether it had ended.
     rows: BTreeMap<String, (Timestamp, bool)>,
     newest: Timestamp,
+    /// What is as old as this and turns up in the first look was there before: it was printed, or not asked for.
+    old: Timestamp,
 }
 
 impl Seen {
+    /// Begins behind rows that were printed.
+    fn after(printed: &[LogRow], now: Timestamp) -> Self {
+        let mut seen = Self { rows: BTreeMap::new(), newest: now, old: Timestamp::ZERO };
+        for row in printed {
+            seen.is_news(row);
+        }
+        seen.old = printed.last().map_or(Timestamp::ZERO, |row| row.timestamp);
+        seen
+    }
+
     fn is_news(&mut self, row: &LogRow) -> bool {
         self.newest = self.newest.max(row.timestamp);
         let ended = row.outcome.is_some();
         let before = self.rows.insert(row.dispatch_id.clone(), (row.timestamp, ended));
-        before.is_none_or(|(_, ended_before)| ended && !ended_before)
+        before.map_or(row.timestamp > self.old, |(_, ended_before)| ended && !ended_before)
     }
 
     /// From when on rows may be news.
@@ -156,6 +183,7 @@ impl Seen {
     fn forget(&mut self) {
         let from = self.look_from();
         self.rows.retain(|_, (at, _)| *at >= from);
+        self.old = Timestamp::ZERO;
     }
 }
 
@@ -197,7 +225,7 @@ impl Printer {
 fn line(row: &LogRow) -> String {
     let who = format!(
         "{} → {}/{}",
-        row.source,
+        if row.source.is_empty() { "?" } else { &row.source },
         row.target.as_deref().unwrap_or("?"),
         row.capability.as_deref().unwrap_or("?")
     );
@@ -217,7 +245,7 @@ fn line(row: &LogRow) -> String {
 
 fn columns(cells: [&str; 7]) -> String {
     let [at, kind, priority, who, latency, outcome, id] = cells;
-    format!("{at:<24}  {kind:<8}  {priority:<2}  {who:<52}  {latency:>9}  {outcome:<24}  {id}")
+    format!("{at:<24}  {kind:<8}  {priority:<2}  {who:<50}  {latency:>9}  {outcome:<32}  {id}")
 }
 
 #[cfg(test)]
@@ -270,8 +298,8 @@ mod tests {
     fn a_row_for_people_is_one_line() {
         assert_eq!(
             line(&row()),
-            "2026-02-14T09:23:15.482Z  request   P0  jorge_lead_bot → intent_decoder/analyze_lead           \
-             \u{20} 142 ms  success                   d-7f3a2b1c00000001-2a-0"
+            "2026-02-14T09:23:15.482Z  request   P0  jorge_lead_bot → intent_decoder/analyze_lead         \
+             \u{20} 142 ms  success                           d-7f3a2b1c00000001-2a-0"
         );
         let open = LogRow { outcome: None, latency_ms: None, reason: "demoted_from_p0".into(), ..row() };
         assert!(line(&open).contains("  open (demoted_from_p0)  "), "{}", line(&open));
@@ -291,12 +319,27 @@ mod tests {
 
     #[test]
     fn a_followed_row_is_news_when_it_appears_and_when_it_ends() {
-        let mut seen = Seen::default();
+        let mut seen = Seen::after(&[], Timestamp::ZERO);
         let open = LogRow { outcome: None, ..row() };
         assert!(seen.is_news(&open));
         assert!(!seen.is_news(&open));
         assert!(seen.is_news(&row()));
         assert!(!seen.is_news(&row()));
+    }
+
+    #[test]
+    fn what_was_there_before_is_no_news_but_its_end_is() {
+        let other = |id: &str, ms: u64| LogRow {
+            dispatch_id: id.into(),
+            timestamp: Timestamp::from_millis(1_771_060_995_482 + ms),
+            ..row()
+        };
+        let mut seen = Seen::after(&[LogRow { outcome: None, ..row() }], Timestamp::ZERO);
+        assert!(!seen.is_news(&other("d-older", 0)));
+        assert!(seen.is_news(&other("d-newer", 1)));
+        assert!(seen.is_news(&row()));
+        seen.forget();
+        assert!(seen.is_news(&other("d-straggler", 0)));
     }
 
     #[test]
@@ -307,7 +350,7 @@ mod tests {
             outcome: outcome.map(Into::into),
             ..row()
         };
-        let mut seen = Seen::default();
+        let mut seen = Seen::after(&[], Timestamp::ZERO);
         seen.is_news(&at(1_000, None));
         seen.is_news(&at(1_100, Some("success")));
         assert_eq!(seen.look_from(), Timestamp::from_millis(1_000_000));

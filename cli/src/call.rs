@@ -20,14 +20,23 @@ use crate::mesh::{CONNECT_TIMEOUT, Mesh};
 use crate::moment;
 use crate::output::Output;
 
-pub(crate) const EXAMPLES: &str = "\
-Examples:
-  mesh call scoring_engine score '{\"budget\": 500000}'
-  mesh call --any score '{\"budget\": 500000}' --priority P1 --budget 2s
-  mesh call lead_bot converse - --conversation sms-17 < message.json
+pub(crate) const EXAMPLES: &str = concat!(
+    "The payload of the reply goes to stdout, how it came about to stderr. With --json stdout holds one object ",
+    "with id, outcome, reason, target, lane_ms, inbox_ms, ran_ms and payload, for failures too. ",
+    "Ctrl-C withdraws the request.\n\n",
+    "Examples:\n",
+    "  mesh call scoring_engine score '{\"budget\": 500000}'\n",
+    "  mesh call --any score '{\"budget\": 500000}' --priority P1 --budget 2s\n",
+    "  mesh call lead_bot converse - --conversation sms-17 < message.json",
+);
 
-The payload of the reply goes to stdout, how it came about to stderr. With --json stdout holds one object with id, outcome,
-reason, target, lane_ms, inbox_ms, ran_ms and payload, for failures too. Ctrl-C withdraws the request.";
+pub(crate) const USAGE: &str =
+    "mesh call [OPTIONS] TARGET CAPABILITY [JSON]\n       mesh call [OPTIONS] --any CAPABILITY [JSON]";
+
+/// Who calls where nothing is said.
+const CALLER: &str = "mesh_cli";
+/// How many calls of the usual caller stay declared: more than are under way at once, and few enough to read.
+const DECLARATIONS_KEPT: usize = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct CallArgs {
@@ -47,7 +56,7 @@ pub(crate) struct CallArgs {
     #[arg(long, value_name = "KEY")]
     conversation: Option<String>,
     /// The name of the calling agent; it is registered with the dependency that the call needs.
-    #[arg(long = "as", default_value = "mesh_cli", value_name = "NAME")]
+    #[arg(long = "as", default_value = CALLER, value_name = "NAME")]
     name: String,
 }
 
@@ -57,7 +66,7 @@ pub(crate) async fn run(args: CallArgs, mesh: &Mesh, output: &Output) -> anyhow:
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.with_context(|| {
         format!("the broker at {} does not answer in time", crate::mesh::shown(&mesh.nats_url))
     })?;
-    let sdk = connected.with_context(|| format!("the address was found {}", mesh.found))?;
+    let sdk = connected.with_context(|| format!("the address is {}", mesh.found))?;
     let agent = match register(&sdk, &args.name, &call.dependency()).await? {
         Ok(agent) => agent,
         Err(error) => return failed(&error, output),
@@ -121,7 +130,7 @@ async fn register(
         return Err(Usage(words).into());
     }
     let mut builder = sdk.agent(name).register_within(CONNECT_TIMEOUT);
-    for other in dependencies(known.as_ref(), dependency) {
+    for other in dependencies(name, known.as_ref(), dependency) {
         builder = builder.depends_on(&other);
     }
     Ok(builder.register().await)
@@ -140,11 +149,14 @@ async fn known(sdk: &worker_sdk::Mesh, name: &str) -> anyhow::Result<Option<Regi
     Ok(entry.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// The declarations of a caller: the former ones stay, since another call under this name may be under way.
-fn dependencies(known: Option<&Registration>, dependency: &str) -> Vec<String> {
+/// The declarations of a caller: the former ones stay, since another call under this name may be under way; of the usual
+/// caller only the newest, or they would pile up.
+fn dependencies(name: &str, known: Option<&Registration>, dependency: &str) -> Vec<String> {
     let mut all = known.map(|r| r.dependencies.clone()).unwrap_or_default();
-    if !all.iter().any(|d| d == dependency) {
-        all.push(dependency.to_owned());
+    all.retain(|d| d != dependency);
+    all.push(dependency.to_owned());
+    if name == CALLER {
+        all.drain(..all.len().saturating_sub(DECLARATIONS_KEPT));
     }
     all
 }
@@ -189,7 +201,7 @@ async fn finish(mut pending: Pending, output: &Output) -> anyhow::Result<Answer>
 }
 
 fn replied(reply: &Reply, output: &Output) -> anyhow::Result<Answer> {
-    let ms = |d: Duration| d.as_secs_f64() * 1_000.0;
+    let ms = |d: Duration| moment::rounded(d.as_secs_f64() * 1_000.0);
     let view = ReplyView {
         id: reply.id().to_string(),
         outcome: reply.outcome(),
@@ -327,9 +339,20 @@ mod tests {
     fn former_declarations_stay() {
         let known: Registration =
             serde_json::from_value(serde_json::json!({"agent": "x", "dependencies": ["a/b"]})).unwrap();
-        assert_eq!(dependencies(Some(&known), "c/d"), ["a/b", "c/d"]);
-        assert_eq!(dependencies(Some(&known), "a/b"), ["a/b"]);
-        assert_eq!(dependencies(None, "a/b"), ["a/b"]);
+        assert_eq!(dependencies("x", Some(&known), "c/d"), ["a/b", "c/d"]);
+        assert_eq!(dependencies("x", Some(&known), "a/b"), ["a/b"]);
+        assert_eq!(dependencies("x", None, "a/b"), ["a/b"]);
+    }
+
+    #[test]
+    fn declarations_of_the_usual_caller_do_not_pile_up() {
+        let many: Vec<String> = (0..40).map(|n| format!("agent_{n}")).collect();
+        let known: Registration =
+            serde_json::from_value(serde_json::json!({"agent": CALLER, "dependencies": many})).unwrap();
+        let kept = dependencies(CALLER, Some(&known), "a/b");
+        assert_eq!(kept.len(), DECLARATIONS_KEPT);
+        assert_eq!(kept.last().map(String::as_str), Some("a/b"));
+        assert_eq!(dependencies("people", Some(&known), "a/b").len(), 41);
     }
 
     #[test]

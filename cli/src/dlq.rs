@@ -156,6 +156,17 @@ fn without_payload(letter: &DeadLetter) -> Value {
     })
 }
 
+/// The words of an error; one with a code is written as a problem in JSON.
+fn words(error: &str) -> String {
+    let problem: Value = serde_json::from_str(error).unwrap_or_default();
+    let field = |name: &str| problem.get(name).and_then(Value::as_str);
+    match (field("detail"), field("code")) {
+        (Some(detail), Some(code)) => format!("{detail} ({code})"),
+        (Some(detail), None) => detail.to_owned(),
+        (None, Some(_) | None) => error.to_owned(),
+    }
+}
+
 fn called(letter: &DeadLetter) -> &str {
     if letter.topic.is_empty() { &letter.capability } else { &letter.topic }
 }
@@ -183,7 +194,7 @@ fn render(letters: &[DeadLetter]) -> String {
             l.attempts.to_string(),
             l.reason.to_string(),
             l.id.clone(),
-            l.error.lines().next().unwrap_or_default().chars().take(80).collect(),
+            words(&l.error).lines().next().unwrap_or_default().chars().take(80).collect(),
         ]
     });
     table(&columns, rows)
@@ -199,7 +210,7 @@ fn one(letter: &DeadLetter, payload: &Value) -> String {
         ("lane", letter.priority.name()),
         ("attempts", &letter.attempts.to_string()),
         ("reason", letter.reason.name()),
-        ("error", &letter.error),
+        ("error", &words(&letter.error)),
         ("conversation", if letter.conversation.is_empty() { "-" } else { &letter.conversation }),
         ("payload", &format!("{payload:#}")),
     ];
@@ -242,6 +253,15 @@ mod tests {
         let value = without_payload(&letter());
         assert_eq!(value["payload_bytes"], 2);
         assert_eq!(value.get("payload_hex"), None);
+    }
+
+    #[test]
+    fn an_error_is_shown_in_its_words() {
+        assert_eq!(
+            words("{\"detail\": \"no such house\", \"code\": \"unknown_house\"}"),
+            "no such house (unknown_house)"
+        );
+        assert_eq!(words("no such house"), "no such house");
     }
 
     #[test]

@@ -61,7 +61,10 @@ impl Check {
 
 pub(crate) async fn run(mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> {
     let mut checks = vec![
-        Check::ok("mesh", format!("mesh {}, addresses {}", env!("CARGO_PKG_VERSION"), mesh.found)),
+        Check::ok(
+            "mesh",
+            format!("mesh {}; the address of the broker is {}", env!("CARGO_PKG_VERSION"), mesh.found),
+        ),
         files::policy(mesh),
         files::audit_key(mesh),
     ];

@@ -15,13 +15,14 @@ use crate::mesh::Mesh;
 use crate::moment;
 use crate::output::{Column, Output, table};
 
-pub(crate) const EXAMPLES: &str = "\
-Examples:
-  mesh graph --since 15m
-  mesh graph --dot | dot -Tsvg > mesh.svg
-
-MAY says by which declaration a call is allowed: the dependency, `topic` for events that the target subscribed to, or `no`.
-In the drawing a line is drawn through where calls were made, dashed where they are only allowed, red where they were refused.";
+pub(crate) const EXAMPLES: &str = concat!(
+    "MAY says by which declaration a call is allowed: the dependency, `topic` for events that the target subscribed to, ",
+    "or `no`. In a drawing a line is drawn through where calls were made, dashed where they are only allowed, and red where ",
+    "nothing allows them.\n\n",
+    "Examples:\n",
+    "  mesh graph --since 15m\n",
+    "  mesh graph --dot | dot -Tsvg > mesh.svg",
+);
 
 #[derive(Debug, Args)]
 pub(crate) struct GraphArgs {

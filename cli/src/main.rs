@@ -10,6 +10,7 @@ mod call;
 mod control;
 mod dlq;
 mod doctor;
+mod explain;
 mod graph;
 mod lanes;
 mod mesh;
@@ -28,19 +29,18 @@ use mesh::{Addresses, Mesh};
 use output::Output;
 use tracing_subscriber::EnvFilter;
 
-const AFTER_HELP: &str = "\
-Where the mesh is: from the options above, else from MESH_NATS_URL, MESH_REDIS_URL and MESH_POSTGRES_URL; where none of
-them names the broker, from target/stack/mesh.env in this folder or the nearest above it, which `./dev up` writes; else
-on this machine, at the usual ports.
-
-Exit codes: 0 fine · 1 the answer is no: a call failed, a check found problems, nothing was found · 64 the command line
-cannot be understood · 69 the mesh cannot be asked.
-
-Examples:
-  mesh doctor
-  mesh call scoring_engine score '{\"budget\": 500000}' --priority P1
-  mesh trace d-1c0ffee5ca1ab1e0-2a-0
-  mesh audit export --since 24h > day.jsonl";
+const AFTER_HELP: &str = concat!(
+    "How the mesh is found: by the options above, else by MESH_NATS_URL, MESH_REDIS_URL and MESH_POSTGRES_URL. ",
+    "Where neither names the broker, by target/stack/mesh.env in this folder or the nearest above it, ",
+    "which `./dev up` writes; else at the usual ports of this machine.\n\n",
+    "Exit codes: 0 fine; 1 the answer is no (a call failed, a check found problems, nothing was found); ",
+    "64 the command line cannot be understood; 69 the mesh cannot be asked.\n\n",
+    "Examples:\n",
+    "  mesh doctor\n",
+    "  mesh call scoring_engine score '{\"budget\": 500000}' --priority P1\n",
+    "  mesh trace d-1c0ffee5ca1ab1e0-2a-0\n",
+    "  mesh audit export --since 24h > day.jsonl",
+);
 
 /// Looks into a running agent mesh, and operates it.
 #[derive(Debug, Parser)]
@@ -58,7 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Sends a request as an agent of its own, and shows the reply.
-    #[command(after_help = call::EXAMPLES)]
+    #[command(after_help = call::EXAMPLES, override_usage = call::USAGE)]
     Call(call::CallArgs),
     /// Who is registered, what they offer, and what they do at this moment.
     Agents(agents::AgentsArgs),
@@ -89,6 +89,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Policies: the rules of the mesh.
     Policy(policy::PolicyArgs),
+    /// What a reason means that stands in a reply, in the audit or in a metric.
+    Explain(explain::ExplainArgs),
     /// Checks everything that the mesh needs, and says how to mend what is wrong.
     Doctor,
 }
@@ -137,6 +139,7 @@ async fn run(command: Command, mesh: &Mesh, output: &Output) -> anyhow::Result<A
         Command::Trace(args) => trace::run(&args, mesh, output).await,
         Command::Report(args) => report::run(&args, mesh, output).await,
         Command::Policy(args) => policy::run(&args, output),
+        Command::Explain(args) => explain::run(&args, output),
         Command::Doctor => doctor::run(mesh, output).await,
     }
 }

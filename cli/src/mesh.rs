@@ -69,7 +69,7 @@ impl Mesh {
             (Some(_), _) => "from the command line".to_owned(),
             (None, _) if named => "from the environment".to_owned(),
             (None, Some((path, _))) => format!("from {}", path.display()),
-            (None, None) => "nowhere, so it is looked for at the usual ports of this machine".to_owned(),
+            (None, None) => "the usual one, since nothing names another".to_owned(),
         };
         let values = file.map(|(_, values)| values).unwrap_or_default();
         // The file is of one mesh as a whole: it goes before stray variables of another.
@@ -108,7 +108,7 @@ impl Mesh {
             anyhow::bail!("the broker at {} does not answer in time", shown(&self.nats_url));
         };
         client.with_context(|| {
-            format!("no broker at {}; the address was found {}", shown(&self.nats_url), self.found)
+            format!("no broker at {} (the address is {})", shown(&self.nats_url), self.found)
         })
     }
 

@@ -88,6 +88,11 @@ pub(crate) fn millis(us: i64) -> String {
     }
 }
 
+/// Milliseconds without the digits below a microsecond, which nobody measured.
+pub(crate) fn rounded(ms: f64) -> f64 {
+    (ms * 1_000.0).round() / 1_000.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,12 +13,12 @@ use serde::Serialize;
 use crate::answer::{Answer, Usage};
 use crate::output::Output;
 
-const EXAMPLES: &str = "\
-Examples:
-  mesh policy check mesh.toml
-  mesh policy check mesh.toml --registrations registrations/ --strict
-
-A registration is the JSON that an agent sends when it registers, one in each *.json file of the folder.";
+const EXAMPLES: &str = concat!(
+    "A registration is the JSON that an agent sends when it registers, one in each *.json file of the folder.\n\n",
+    "Examples:\n",
+    "  mesh policy check mesh.toml\n",
+    "  mesh policy check mesh.toml --registrations registrations/ --strict",
+);
 
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArgs {

@@ -42,14 +42,14 @@ fn render(report: &Report) -> String {
 
 /// The table under the names that scripts know from the demo's report.
 fn for_scripts(since: Timestamp, report: &Report) -> Value {
-    let percentiles = |p: &Percentiles| json!({"samples": p.samples, "p50_ms": p.p50_ms, "p95_ms": p.p95_ms, "p99_ms": p.p99_ms});
+    let percentiles = |p: &Percentiles| json!({"samples": p.samples, "p50_ms": moment::rounded(p.p50_ms), "p95_ms": moment::rounded(p.p95_ms), "p99_ms": moment::rounded(p.p99_ms)});
     let by_priority: serde_json::Map<String, Value> =
         report.own_by_priority.iter().map(|(p, of)| (p.name().to_lowercase(), percentiles(of))).collect();
     json!({
-        "since": rfc3339(since),
-        "p50_ms": report.own.map(|p| p.p50_ms),
-        "p95_ms": report.own.map(|p| p.p95_ms),
-        "p99_ms": report.own.map(|p| p.p99_ms),
+        "since": (since > Timestamp::ZERO).then(|| rfc3339(since)),
+        "p50_ms": report.own.map(|p| moment::rounded(p.p50_ms)),
+        "p95_ms": report.own.map(|p| moment::rounded(p.p95_ms)),
+        "p99_ms": report.own.map(|p| moment::rounded(p.p99_ms)),
         "samples": report.own.map_or(0, |p| p.samples),
         "by_priority": by_priority,
         "peak_per_s": report.peak_per_s,
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn scripts_find_the_names_of_the_demo_s_report() {
-        let p0 = Percentiles { samples: 10, p50_ms: 0.8, p95_ms: 2.0, p99_ms: 5.5 };
+        let p0 = Percentiles { samples: 10, p50_ms: 0.8, p95_ms: 2.0, p99_ms: 5.499_999_9 };
         let report = Report {
             own: Some(p0),
             own_by_priority: BTreeMap::from([(Priority::P0, p0)]),

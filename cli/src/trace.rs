@@ -14,16 +14,16 @@ use crate::mesh::Mesh;
 use crate::moment::millis;
 use crate::output::{Column, Output, table};
 
-pub(crate) const EXAMPLES: &str = "\
-Examples:
-  mesh trace d-1c0ffee5ca1ab1e0-2a-0
-  mesh trace --conversation sms-17
-  mesh trace d-1c0ffee5ca1ab1e0-2a-0 --json | jq '.[].hops[] | [.source, .target, .outcome]'
-
-Any id of the tree will do, that of a reply (…/reply) as well.
-AT is when a hop was accepted, after the first of its tree. Of its TOTAL it waited in its LANE for quota, room and rate, and
-in the INBOX for a free handler, which then RAN; what a handler waits for its own calls is part of that. The rest is the
-mesh's: recording the outcome.";
+pub(crate) const EXAMPLES: &str = concat!(
+    "Any id of the tree will do, that of a reply (…/reply) as well.\n\n",
+    "AT is when a hop was accepted, after the first of its tree. Of its TOTAL it waited in its LANE for quota, room and rate, ",
+    "and in the INBOX for a free handler, which then RAN; what a handler waits for its own calls is part of that. ",
+    "The rest is the mesh's: passing it on and recording the outcome.\n\n",
+    "Examples:\n",
+    "  mesh trace d-1c0ffee5ca1ab1e0-2a-0\n",
+    "  mesh trace --conversation sms-17\n",
+    "  mesh trace d-1c0ffee5ca1ab1e0-2a-0 --json | jq '.[].hops[] | [.source, .target, .outcome]'",
+);
 
 /// How long to wait for the archive when it does not know a dispatch yet, or not its end.
 const ARCHIVE_PATIENCE: Duration = Duration::from_secs(3);

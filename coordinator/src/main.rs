@@ -169,6 +169,7 @@ async fn lead(
 
     let publisher = Publisher::start(bulk.clone()).await?;
     let taken = takeover::take_over(&Taking {
+        broker: &bulk,
         js: &js,
         ledger: &ledger,
         publisher: &publisher,

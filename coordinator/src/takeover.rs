@@ -21,6 +21,7 @@ use crate::{clock, ownership, service};
 
 /// Everything that a take-over needs.
 pub(crate) struct Taking<'a> {
+    pub(crate) broker: &'a async_nats::Client,
     pub(crate) js: &'a Context,
     pub(crate) ledger: &'a Ledger,
     pub(crate) publisher: &'a Publisher,
@@ -69,6 +70,7 @@ pub(crate) async fn take_over(t: &Taking<'_>) -> anyhow::Result<Setup> {
         heads: heads.into_iter().zip(fences).collect(),
         recovered,
         lanes_made,
+        broker: t.broker.clone(),
         metrics: Arc::new(Metrics::new()),
     })
 }

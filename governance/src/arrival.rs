@@ -8,7 +8,7 @@ use crate::effect::{Effect, Ending};
 use crate::event::{Arrival, Destination, Lane, Lineage, Run};
 use crate::governor::Governor;
 use crate::lanes::{Fan, Held, HeldIx, HeldRun, Key};
-use crate::names::{AgentIx, CapabilityIx, DispatchId, TopicIx};
+use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, TopicIx};
 use crate::time::Timestamp;
 use crate::words::{Kind, Outcome, Priority, Reason};
 
@@ -40,6 +40,9 @@ impl Governor {
         });
         for run in arrival.runs {
             self.on_run(now, arrival, held, run, effects);
+        }
+        if !self.decided_copies.is_empty() {
+            self.forget_copies(arrival.instance, arrival.sequence);
         }
         if self.lanes.held(held).left == 0 {
             let message = self.lanes.release_decided(held);
@@ -254,7 +257,7 @@ impl Governor {
         }
     }
 
-    /// Holds a copy, except for what a former home admitted of it and is still open here.
+    /// Holds a copy, except for what a former home decided about.
     fn enqueue_copy(
         &mut self,
         now: Timestamp,
@@ -263,24 +266,46 @@ impl Governor {
         class: Priority,
         copy: HeldRun,
     ) {
+        let Arrival { instance, sequence, .. } = *arrival;
+        let former = !self.decided_copies.is_empty() || self.open.has_envelope(instance, sequence);
         let mut rest = copy;
         while rest.count > 0 {
-            let Arrival { instance, sequence, resumed, .. } = *arrival;
             let id = DispatchId { instance, sequence, slot: rest.first, copy: rest.copy };
-            let open = if resumed { self.open.find(id) } else { None };
-            let skipped = open.map_or(0, |(open, offset)| rest.count.min(self.open.run(open).count - offset));
-            let held =
-                if resumed && skipped == 0 { self.open.gap(id, rest.count) } else { rest.count - skipped };
-            if skipped == 0 {
+            let (alike, decided) =
+                if former { self.alike_copies(id, rest.count) } else { (rest.count, false) };
+            if !decided {
                 let fan = rest.fan.expect("a copy has its fan");
-                self.lanes.fans.at_mut(fan).left += u32::from(held);
-                let key = Key::Agent(target);
-                self.enqueue(now, arrival.lane, key, class, HeldRun { count: held, ..rest });
+                self.lanes.fans.at_mut(fan).left += u32::from(alike);
+                self.enqueue(now, arrival.lane, Key::Agent(target), class, HeldRun { count: alike, ..rest });
             }
-            let done = if skipped == 0 { held } else { skipped };
-            rest.first = rest.first.wrapping_add(done);
-            rest.count -= done;
+            rest.first = rest.first.wrapping_add(alike);
+            rest.count -= alike;
         }
+    }
+
+    /// How many slots from `id` on a former home has either all decided about or all not.
+    fn alike_copies(&self, id: DispatchId, count: u16) -> (u16, bool) {
+        let is_decided = |nth: u16| {
+            let id = DispatchId { slot: id.slot.wrapping_add(nth), ..id };
+            self.decided_copies.contains(&id) || self.open.find(id).is_some()
+        };
+        let decided = is_decided(0);
+        let alike = (1..count).take_while(|nth| is_decided(*nth) == decided).count() as u16 + 1;
+        (alike, decided)
+    }
+
+    /// Notes copies that a former home decided about.
+    pub(crate) fn on_restore_copies(&mut self, first: DispatchId, count: u16) {
+        let ids = (0..count).map(|nth| DispatchId { slot: first.slot.wrapping_add(nth), ..first });
+        self.decided_copies.extend(ids);
+    }
+
+    /// The message of an event came: what was noted for it has served.
+    fn forget_copies(&mut self, instance: InstanceId, sequence: u64) {
+        let at = |sequence| DispatchId { instance, sequence, slot: 0, copy: 0 };
+        let mut from = self.decided_copies.split_off(&at(sequence));
+        let mut later = from.split_off(&at(sequence.saturating_add(1)));
+        self.decided_copies.append(&mut later);
     }
 }
 

@@ -50,6 +50,9 @@ pub enum Event<'a> {
     Restore(&'a Restored),
     /// The quota state of a source as the former home left it.
     RestoreQuota { source: AgentIx, arrival: Timestamp },
+    /// Copies of a topic's event that a former home decided about, whether or not they are still open: when the event's message
+    /// comes, they are not made again.
+    RestoreCopies { first: DispatchId, count: u16 },
     /// What a former home admitted at that moment, after the quota state that was restored: charged to the quota.
     RestoreCharge { source: AgentIx, admitted: Timestamp, count: u32 },
     /// A sequence that a former home has decided about.

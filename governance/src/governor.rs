@@ -6,6 +6,7 @@
 //! The rule it keeps: one event, then the pulls that follow from it. Time never runs backwards: an earlier `now` counts as the
 //! latest one seen.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::deferral::Deferral;
@@ -43,6 +44,8 @@ pub struct Governor {
     pub(crate) order_keys: OrderKeys,
     pub(crate) seen: Seen,
     pub(crate) idempotency: Idempotency,
+    /// Copies that a former home decided about, until the message of their event comes.
+    pub(crate) decided_copies: BTreeSet<DispatchId>,
     pub(crate) timers: Timers,
     pub(crate) trickle_armed: bool,
     /// The last turn ended for lack of room.
@@ -102,6 +105,7 @@ impl Governor {
             order_keys: OrderKeys::default(),
             seen: Seen::default(),
             idempotency: Idempotency::default(),
+            decided_copies: BTreeSet::new(),
             timers,
             trickle_armed: false,
             window_full: false,
@@ -138,6 +142,7 @@ impl Governor {
             Event::RestoreCharge { source, admitted, count } => {
                 self.source_mut(source).quota.charge(admitted, count);
             }
+            Event::RestoreCopies { first, count } => self.on_restore_copies(first, count),
             Event::RestoreSeen { instance, from, to } => self.seen.insert(now, instance, from, to),
             Event::RestoreBreaker { target, state } => self.on_restore_breaker(now, target, state),
             Event::Tick => self.expire_open(now, effects),

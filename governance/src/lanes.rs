@@ -1,11 +1,11 @@
 //! Lanes: the messages that a home holds, in their queues. Owns holding, order and pull credits; decides nothing.
 //!
-//! A message is held until each of its dispatches is decided. Its runs wait in queues, one for each (lane, destination, class), in
-//! the order of arrival. A queue that cannot go on because of its target is passed by: its messages leave the bound of what is
-//! held ready and count against a wider one.
+//! A message is held until each of its dispatches is decided. Its runs wait in queues, one for each (lane,
+//! destination, class), in the order of arrival. A queue that cannot go on because of its target is passed by: its
+//! messages leave the bound of what is held ready and count against a wider one.
 //!
-//! The rule it keeps, for pulls: asked for and not yet delivered, plus held ready, is at most what the quota gives in 50 ms. So
-//! what is over quota waits in the broker, where it is durable, and not here.
+//! The rule it keeps, for pulls: asked for and not yet delivered, plus held ready, is at most what the quota gives
+//! in 50 ms. So what is over quota waits in the broker, where it is durable, and not here.
 
 use std::collections::VecDeque;
 
@@ -420,8 +420,8 @@ pub(crate) enum Cut {
 }
 
 impl HeldRun {
-    /// The slots before one, the slot, and those behind it. What is left longest counts for the message, and both hold
-    /// the order key.
+    /// The slots before one, the slot, and those behind it. The part that is left longest counts for the message; both parts
+    /// around the slot hold the order key that the whole held.
     fn around(&self, slot: u16) -> [Option<Self>; 3] {
         let before = slot - self.first;
         let behind = self.count - before - 1;

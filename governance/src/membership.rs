@@ -25,7 +25,7 @@ impl Governor {
     /// An agent joins, or joins again with another registration.
     pub(crate) fn on_registered(&mut self, now: Timestamp, registration: &Registration) {
         let Some(agent) = self.registry.register(registration) else { return };
-        self.add_agents();
+        self.add_agents(now);
         self.apply_policy_to(now, agent);
         self.targets.mark_changed(agent);
         for lane in lanes_of(agent) {
@@ -34,12 +34,12 @@ impl Governor {
     }
 
     /// Gives every interned agent its place in each concern.
-    fn add_agents(&mut self) {
+    fn add_agents(&mut self, now: Timestamp) {
         while self.sources.len() < self.registry.agents_len() {
             let agent = AgentIx(self.sources.len() as u32);
             let name = self.registry.agent_name(agent).as_str();
             self.sources.push(Source::new(Gcra::new(self.policy.quota(name))));
-            self.targets.add(self.policy.max_rate(name).map(Gcra::new));
+            self.targets.add(self.policy.max_rate(name).map(|rate| Gcra::used_up(now, rate)));
             self.lanes.add_agent();
             self.scheduler.add_agent();
         }
@@ -82,7 +82,7 @@ impl Governor {
         target.paused = self.policy.agents.get(name).is_some_and(|a| a.paused);
         match (&mut target.max_rate, max_rate) {
             (Some(rate), Some(limit)) => rate.set_rate(now, limit),
-            (rate, limit) => *rate = limit.map(Gcra::new),
+            (rate, limit) => *rate = limit.map(|limit| Gcra::used_up(now, limit)),
         }
         self.resolve_p0(agent);
     }

@@ -1,8 +1,9 @@
 //! Open runs: what was admitted and has not ended. Owns their slots, their lookup by id and their deadlines.
 //!
-//! One entry for each admitted run, whatever its length; slots that ended alone are bits. Deadlines are buckets: a run hangs in
-//! the list of the first bucket boundary at or after its deadline, so that admitting and ending cost no timer. Near deadlines have fine
-//! buckets, far ones coarse: a timeout is late by at most 8 ms, 128 ms or 4 s, each a small part of the time that passed.
+//! One entry for each admitted run, whatever its length; slots that ended alone are bits. Deadlines are buckets: a
+//! run hangs in the list of the first bucket boundary at or after its deadline, so that admitting and ending cost
+//! no timer. Near deadlines have fine buckets, far ones coarse: a timeout is late by at most 8 ms, 128 ms or 4 s,
+//! each a small part of the time that passed.
 //!
 //! The rule it keeps: a slot ends once. Whoever ends slots asks `segment` first and marks what it ends.
 
@@ -161,6 +162,11 @@ impl Open {
             self.by_envelope.remove(&envelope);
         }
         entry.run
+    }
+
+    /// Whether a run of this envelope is open.
+    pub(crate) fn has_envelope(&self, instance: InstanceId, sequence: u64) -> bool {
+        self.by_envelope.contains_key(&(instance, sequence))
     }
 
     /// The run of a dispatch, and the place of the dispatch in it.

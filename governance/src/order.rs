@@ -1,10 +1,10 @@
 //! Order keys. Owns which keys are busy and who waits for them.
 //!
-//! A key is free, or open, or held: a run that was handed the key, or whose first dispatches went with it, holds it until its last
-//! dispatch went, however long its quota or its target makes it wait.
+//! A key is free, or open, or held: a run that was handed the key, or whose first dispatches went with it, holds it
+//! until its last dispatch went, however long its quota or its target makes it wait.
 //!
-//! The rule it keeps: of the dispatches of one source to one target with one key, one at a time is open; those that wait get
-//! the key in the order in which they came to wait.
+//! The rule it keeps: of the dispatches of one source to one target with one key, one at a time is open; those that
+//! wait get the key in the order in which they came to wait.
 
 use std::collections::VecDeque;
 

@@ -3,12 +3,13 @@
 //! The state of a rate is one number, the theoretical arrival time `arrival`. Each dispatch moves it by the period
 //! `T = ceil(1 s / rate)`; a dispatch conforms when `arrival` lies at most `(burst − 1) · T` ahead of `now`.
 //!
-//! Example: 10 per second, burst 1, so T = 100 ms and nothing may lie ahead. At 0 ms one goes, `arrival` = 100 ms. At 60 ms
-//! `arrival` is 40 ms ahead: wait until 100 ms. After a long pause `arrival` lies in the past and counts as `now`.
+//! Example: 10 per second, burst 1, so T = 100 ms and nothing may lie ahead. At 0 ms one goes, `arrival` = 100 ms.
+//! At 60 ms `arrival` is 40 ms ahead: wait until 100 ms. After a long pause `arrival` lies in the past and counts
+//! as `now`.
 //!
-//! The rule it keeps: any window of one second, wherever it begins, sees at most `rate + burst`. In a window of length W
-//! the arrival time moves by at most W + (burst − 1) · T + T, so at most W / T + burst dispatches fit; and since T is rounded
-//! up, one second over T is at most the rate.
+//! The rule it keeps: any window of one second, wherever it begins, sees at most `rate + burst`. In a window of
+//! length W the arrival time moves by at most W + (burst − 1) · T + T, so at most W / T + burst dispatches fit; and
+//! since T is rounded up, one second over T is at most the rate.
 
 use std::time::Duration;
 
@@ -26,6 +27,14 @@ pub(crate) struct Gcra {
 impl Gcra {
     pub(crate) fn new(rate: Rate) -> Self {
         Self { rate, period: period(rate), arrival: Timestamp::ZERO }
+    }
+
+    /// A rate whose former use is unknown, hence counted as used up. Whatever a former home admitted by `now`, its arrival time was
+    /// not later than this, so no second sees too many; the price is one burst's time without a dispatch.
+    pub(crate) fn used_up(now: Timestamp, rate: Rate) -> Self {
+        let mut unknown = Self::new(rate);
+        unknown.arrival = Timestamp(now.0.saturating_add(unknown.tolerance() + unknown.period));
+        unknown
     }
 
     pub(crate) const fn rate(&self) -> Rate {

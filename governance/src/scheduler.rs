@@ -1,12 +1,12 @@
 //! Who goes next. Owns the flows and their rounds; whether something may go is asked in `admission.rs`.
 //!
-//! A flow is everything of one source in one class, over all its queues; inside it the queues take turns. P0's flows go first, round
-//! by round, until none can go on. The others share by deficit round robin: at its turn a flow earns its class's weight times a
-//! quantum and serves whole runs while its balance is positive, so a run is never cut for the sake of fairness and a debt
-//! is paid in later rounds.
+//! A flow is everything of one source in one class, over all its queues; inside it the queues take turns. P0's
+//! flows go first, round by round, until none can go on. The others share by deficit round robin: at its turn a
+//! flow earns its class's weight times a quantum and serves whole runs while its balance is positive, so a run is
+//! never cut for the sake of fairness and a debt is paid in later rounds.
 //!
-//! The rule it keeps: a queue is in exactly one place. In its flow, or waiting for its source's quota, or waiting for a target,
-//! or idle; and each way out of a wait leads back into its flow.
+//! The rule it keeps: a queue is in exactly one place. In its flow, or waiting for its source's quota, or waiting
+//! for a target, or idle; and each way out of a wait leads back into its flow.
 
 use std::collections::VecDeque;
 
@@ -149,7 +149,7 @@ impl Governor {
         let flow = self.scheduler.flow(ix);
         flow.balance = (flow.balance + quantum).min(quantum);
         let mut admitted = 0;
-        // Each queue is visited once in a round; in the first visit that ends for lack of room or balance, the queue keeps its place.
+        // Each queue is visited once in a round, as long as there is room and balance.
         for _ in 0..self.scheduler.flow(ix).active.len() {
             let balance = self.scheduler.flow(ix).balance;
             if balance <= 0 || room == admitted {

@@ -99,7 +99,7 @@ impl Ranges {
     fn close_lowest_gap(&mut self, derived: bool) {
         let Some((first, end)) = self.ranges.pop_first() else { return };
         if derived {
-            // The broker gives a lane's messages in order: nothing so far below the latest comes for the first time.
+            // Forgotten, not taken as decided: whatever comes from there is decided (again) rather than lost.
             return;
         }
         if let Some((_, to)) = self.ranges.pop_first() {
@@ -111,8 +111,9 @@ impl Ranges {
 /// A gap is a message that waits in a lane or was never stored; the lanes hold fewer than this.
 const RANGES_MAX: usize = 65_536;
 
-/// Stream sequences of the JSON door: four times what a home holds of one lane.
-const DERIVED_RANGES_MAX: usize = 4_096;
+/// Stream sequences of the JSON door: what is decided and not yet acknowledged may come again, and a home holds fewer
+/// messages of one lane than this. They are rewritten with each snapshot, so no more than that is kept.
+const DERIVED_RANGES_MAX: usize = 2_048;
 
 /// An instance that sent nothing for so long is gone: the broker's own redelivery ends within minutes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);

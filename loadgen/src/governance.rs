@@ -238,8 +238,7 @@ impl World {
         self.messages = self.messages.wrapping_add(1);
         self.governor.apply(self.now, Event::Arrived(arrival), &mut self.effects);
         self.apply(Event::Turn { room: u32::MAX });
-        let (instance, sequence, source, target) =
-            (pair_id(&self.pairs[at]), self.pairs[at].sequence, self.pairs[at].source, self.pairs[at].target);
+        let Pair { instance, sequence, source, target, .. } = self.pairs[at];
         self.complete_admitted(instance, sequence);
         let mut completions = std::mem::take(&mut self.completions);
         self.apply(Event::Completed { source, target, completions: &completions });

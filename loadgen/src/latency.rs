@@ -18,6 +18,7 @@ use crate::books::{self, Accepted};
 use crate::load::{new_histogram, pace};
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
+use crate::payload::Payloads;
 use crate::report::{Common, Percentiles, ratio};
 
 /// What is sent before measuring.
@@ -33,6 +34,8 @@ const CONCURRENT: u32 = 256;
 struct Asked {
     /// By priority, in nanoseconds.
     latency: [Histogram<u64>; 4],
+    /// Where P0 spent it: in the lane, in the inbox, and the rest, in nanoseconds.
+    p0_parts: [Histogram<u64>; 3],
     accepted: Accepted,
     sent: u64,
     /// Requests whose reply was an error, or that were not accepted.
@@ -64,6 +67,7 @@ pub(crate) async fn run(scenario: &Latency, args: &Args) -> anyhow::Result<bool>
     mesh::stop(&all).await?;
 
     let [p0, p1, p2, p3] = asked.latency.each_ref().map(Percentiles::of);
+    let [lane, inbox, rest] = asked.p0_parts.each_ref().map(Percentiles::of);
     let bare = Percentiles::of(&bare.latency);
     let over = |mesh: Option<f64>, bare: Option<f64>| ratio(mesh?, bare?);
     let mut report = serde_json::json!({
@@ -74,6 +78,7 @@ pub(crate) async fn run(scenario: &Latency, args: &Args) -> anyhow::Result<bool>
         "requests": asked.sent,
         "failed": asked.failed,
         "p0": p0, "p1": p1, "p2": p2, "p3": p3,
+        "p0_parts": { "lane": lane, "inbox": inbox, "rest": rest },
         "bare": bare,
         "ratio_p50": over(p0.p50_us, bare.p50_us),
         "ratio_p99": over(p0.p99_us, bare.p99_us),
@@ -89,12 +94,13 @@ struct Answer {
     /// From the intended send time; none in the warm-up.
     latency: Option<Duration>,
     id: Option<governance::DispatchId>,
-    good: bool,
+    /// What it waited in the lane and in the inbox; none for what failed.
+    waited: Option<(Duration, Duration)>,
 }
 
 /// Sends requests by the clock and waits for all replies.
 async fn ask(scenario: &Latency, pairs: &[Pair]) -> anyhow::Result<Asked> {
-    let payload = Bytes::from(vec![b'x'; scenario.payload as usize]);
+    let payloads = Payloads::new(scenario.payload as usize);
     let duration = Duration::from_secs(scenario.seconds);
     let epoch = Instant::now();
     let mut times = pace(epoch, scenario.rate, WARM_UP + duration)?;
@@ -103,6 +109,7 @@ async fn ask(scenario: &Latency, pairs: &[Pair]) -> anyhow::Result<Asked> {
     let mut waiting: JoinSet<Answer> = JoinSet::new();
     let mut asked = Asked {
         latency: std::array::from_fn(|_| new_histogram()),
+        p0_parts: std::array::from_fn(|_| new_histogram()),
         accepted: Accepted::default(),
         sent: 0,
         failed: 0,
@@ -116,16 +123,17 @@ async fn ask(scenario: &Latency, pairs: &[Pair]) -> anyhow::Result<Asked> {
             .source
             .dispatch(pair.target.name(), CAPABILITY)
             .priority(priority)
-            .bytes(payload.clone(), OCTETS);
+            .bytes(payloads.next(), OCTETS);
         waiting.spawn(async move {
             let pending = request.start().await;
             let id = pending.as_ref().ok().map(worker_sdk::Pending::id);
-            let good = match pending {
-                Ok(pending) => pending.reply().await.is_ok(),
-                Err(_) => false,
+            let reply = match pending {
+                Ok(pending) => pending.reply().await.ok(),
+                Err(_) => None,
             };
+            let waited = reply.map(|r| (r.waited_in_lane(), r.waited_in_inbox()));
             let latency = epoch.elapsed().saturating_sub(intended);
-            Answer { priority, latency: (intended >= WARM_UP).then_some(latency), id, good }
+            Answer { priority, latency: (intended >= WARM_UP).then_some(latency), id, waited }
         });
         while let Some(answer) = waiting.try_join_next() {
             asked.note(&answer.context("a request panicked")?);
@@ -148,11 +156,17 @@ impl Asked {
     fn note(&mut self, answer: &Answer) {
         if let Some(latency) = answer.latency {
             self.latency[answer.priority as usize].saturating_record(latency.as_nanos() as u64);
+            if let (Priority::P0, Some((lane, inbox))) = (answer.priority, answer.waited) {
+                let parts = [lane, inbox, latency.saturating_sub(lane + inbox)];
+                for (part, took) in self.p0_parts.iter_mut().zip(parts) {
+                    part.saturating_record(took.as_nanos() as u64);
+                }
+            }
         }
         if let Some(id) = answer.id {
             self.accepted.add(id, 1);
         }
-        self.failed += u64::from(!answer.good);
+        self.failed += u64::from(answer.waited.is_none());
     }
 }
 
@@ -175,17 +189,17 @@ fn interleaved(mix: &[u32]) -> Vec<Priority> {
 async fn flood(scenario: &Latency, pair: Option<&Pair>, end: Instant) -> anyhow::Result<Accepted> {
     let mut accepted = Accepted::default();
     let Some(pair) = pair else { return Ok(accepted) };
-    let payload = Bytes::from(vec![b'x'; scenario.payload as usize]);
+    let payloads = Payloads::new(scenario.payload as usize);
     let (begin, mut sent) = (Instant::now(), 0_u64);
     let mut step = tokio::time::interval(FLOOD_STEP);
     while Instant::now() < end {
         step.tick().await;
         let due = (begin.elapsed().as_secs_f64() * f64::from(scenario.flood)) as u64 - sent;
         sent += due;
-        let payloads = (0..due).map(|_| payload.clone()).collect::<Vec<_>>();
         let event = pair.source.publish_event(pair.target.name(), CAPABILITY);
         let event = event.priority(Priority::P3).bytes(Bytes::new(), OCTETS);
-        let many = event.send_many(payloads).await.context("failed to send the flood")?;
+        let many =
+            event.send_many((0..due).map(|_| payloads.next())).await.context("failed to send the flood")?;
         for (first, count) in many.runs() {
             accepted.add(*first, (*count).into());
         }

@@ -11,6 +11,7 @@ mod latency;
 mod load;
 mod mesh;
 mod output;
+mod payload;
 mod report;
 mod request;
 mod throughput;
@@ -32,7 +33,10 @@ fn main() -> ExitCode {
         .init();
     match run(&args) {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(false) => {
+            tracing::error!("the books do not balance, or requests failed; see the figures");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE

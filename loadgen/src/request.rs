@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, ensure};
-use bytes::Bytes;
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use worker_sdk::Agent;
@@ -18,6 +17,7 @@ use crate::books::{self, Accepted};
 use crate::load::new_histogram;
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
+use crate::payload::Payloads;
 use crate::report::{Common, Percentiles, ratio};
 
 /// What is sent before measuring.
@@ -73,7 +73,7 @@ async fn ask(scenario: &Request, pair: &Pair) -> anyhow::Result<Asked> {
         source: pair.source.clone(),
         target: pair.target.name().to_owned(),
         priority: scenario.priority,
-        payload: (0..scenario.payload).map(|i| i as u8).collect(),
+        payloads: Payloads::new(scenario.payload as usize),
         asked: Mutex::new(Asked { latency: new_histogram(), accepted: Accepted::default() }),
     });
     let mut callers = JoinSet::new();
@@ -93,7 +93,7 @@ struct Caller {
     source: Agent,
     target: String,
     priority: governance::Priority,
-    payload: Bytes,
+    payloads: Payloads,
     asked: Mutex<Asked>,
 }
 
@@ -105,9 +105,9 @@ impl Caller {
                 return Ok(());
             }
             let request = self.source.dispatch(&self.target, CAPABILITY).priority(self.priority);
-            let reply =
-                request.bytes(self.payload.clone(), OCTETS).request().await.context("a request failed")?;
-            ensure!(reply.payload() == &self.payload, "a reply is not what was sent");
+            let payload = self.payloads.next();
+            let reply = request.bytes(payload.clone(), OCTETS).request().await.context("a request failed")?;
+            ensure!(*reply.payload() == payload, "a reply is not what was sent");
             let latency = sent.elapsed();
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
             asked.accepted.add(reply.id(), 1);

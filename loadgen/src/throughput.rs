@@ -16,6 +16,7 @@ use crate::bare::{Baselines, Broker};
 use crate::books::{self, Accepted};
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
+use crate::payload::Payloads;
 use crate::report::{Common, ratio};
 
 /// Dispatches that a sender hands over at once.
@@ -23,6 +24,12 @@ const BATCH: u32 = 256;
 /// Dispatches that a sender may be ahead of its target, for each that may be on its way to acceptance: enough to keep
 /// every stage of the mesh busy.
 const AHEAD: u64 = 8;
+/// Dispatches that all senders together may be ahead, however many they are.
+const AHEAD_TOTAL: u64 = 131_072;
+/// Bytes that a sender may be ahead of its target, so that large payloads fill neither the broker nor this process.
+const AHEAD_BYTES: u64 = 64 << 20;
+/// Bytes that a sender hands over at once.
+const BATCH_BYTES: u32 = 1 << 20;
 /// What is sent before measuring, at most a quarter of the run.
 const WARM_UP: Duration = Duration::from_secs(2);
 /// How often a sender that is far ahead looks again.
@@ -115,14 +122,17 @@ fn send<'p>(
     pair: &'p Pair,
     end: Instant,
 ) -> impl Iterator<Item = impl Future<Output = anyhow::Result<Accepted>> + Send + use<>> + use<'p> {
-    let lanes = (scenario.window / BATCH).max(1);
-    let batch = scenario.window.min(BATCH);
-    let ahead_max = u64::from(scenario.window) * AHEAD;
-    let payload = Bytes::from(vec![b'x'; scenario.payload as usize]);
+    let batch = scenario.window.min(BATCH).min((BATCH_BYTES / scenario.payload).max(1));
+    let ahead_max = (u64::from(scenario.window) * AHEAD)
+        .min(AHEAD_BYTES / u64::from(scenario.payload))
+        .min(AHEAD_TOTAL / u64::from(scenario.agents))
+        .max(batch.into());
+    let lanes = (u64::from(scenario.window.div_ceil(BATCH)).min(ahead_max / u64::from(batch))).max(1);
+    let payloads = Arc::new(Payloads::new(scenario.payload as usize));
     let sent = Arc::new(AtomicU64::new(0));
     (0..lanes).map(move |_| {
         let (source, target) = (pair.source.clone(), pair.target.name().to_owned());
-        let (effects, payload, sent) = (Arc::clone(&pair.effects), payload.clone(), Arc::clone(&sent));
+        let (effects, payloads, sent) = (Arc::clone(&pair.effects), Arc::clone(&payloads), Arc::clone(&sent));
         async move {
             let mut accepted = Accepted::default();
             while Instant::now() < end {
@@ -131,9 +141,9 @@ fn send<'p>(
                     continue;
                 }
                 sent.fetch_add(batch.into(), Ordering::Relaxed);
-                let payloads = (0..batch).map(|_| payload.clone()).collect::<Vec<_>>();
                 let event = source.publish_event(&target, CAPABILITY).bytes(Bytes::new(), OCTETS);
-                let many = event.send_many(payloads).await.context("failed to send")?;
+                let many =
+                    event.send_many((0..batch).map(|_| payloads.next())).await.context("failed to send")?;
                 for (first, count) in many.runs() {
                     accepted.add(*first, (*count).into());
                 }

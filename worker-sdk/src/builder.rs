@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use governance::{AgentId, Encoding, Fallback, Registration};
+use governance::{AgentId, Encoding, Fallback, Policy, Registration};
 use protocol::control::Problem;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -184,6 +184,18 @@ impl AgentBuilder {
         self
     }
 
+    /// What is wrong with a registration that cannot even be sent: what was noted, and what its form shows.
+    fn all_problems(mut self) -> Vec<Problem> {
+        let nobody = BTreeMap::new();
+        let judged = governance::registration::check(&self.registration, &nobody, &Policy::default());
+        self.problems.extend(judged.problems.into_iter().map(|p| Problem {
+            field: p.field,
+            message: p.message,
+            fix: p.fix,
+        }));
+        self.problems
+    }
+
     /// What is going to be registered.
     #[must_use]
     pub const fn registration(&self) -> &Registration {
@@ -194,13 +206,9 @@ impl AgentBuilder {
     ///
     /// # Errors
     /// `Registration` with every problem that was found; `Connection` when no coordinator answered in time.
-    pub async fn register(mut self) -> Result<Agent, Error> {
-        let name = AgentId::new(&self.registration.agent);
-        if let Err(e) = &name {
-            self.note("agent", e.to_string(), "choose another name");
-        }
-        let (Ok(name), true) = (name, self.problems.is_empty()) else {
-            return Err(Error::refused(self.problems));
+    pub async fn register(self) -> Result<Agent, Error> {
+        let (Ok(name), true) = (AgentId::new(&self.registration.agent), self.problems.is_empty()) else {
+            return Err(Error::refused(self.all_problems()));
         };
         let Mesh { client, publisher } = self.mesh;
         let core = Core::new(name, new_instance(), client, publisher, self.registration, self.handlers);

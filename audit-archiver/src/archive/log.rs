@@ -126,7 +126,8 @@ fn read(row: &Row) -> LogRow {
     LogRow {
         dispatch_id: row.get("dispatch_id"),
         timestamp: timestamp(row.get("timestamp")),
-        source: row.get("source"),
+        // The error for a dispatch that reached nobody comes from nobody.
+        source: row.get::<_, Option<String>>("source").unwrap_or_default(),
         target: row.get("target"),
         r#type: row.get("type"),
         capability: row.get("capability"),

@@ -23,11 +23,13 @@ pub(super) struct Reported<'a> {
     target: AgentIx,
     bytes: &'a Bytes,
     rows: &'a Completions<'a>,
+    /// For each row the number of slots before it: the rules count rows by slots.
+    starts: &'a [u32],
 }
 
 impl Reported<'_> {
     fn row(&self, row: u32) -> completion::Completion<'_> {
-        self.rows.row(row as usize)
+        self.rows.row(self.starts.partition_point(|start| *start <= row).saturating_sub(1))
     }
 }
 
@@ -62,9 +64,14 @@ impl Home {
         let rows = Completions::parse(bytes).expect("parsed above");
         // The guard of this very call is the one pending.
         let at = self.done.insert(Done { ack: message.ack, pending: 1, source, blocks: Vec::new() });
+        let mut starts = Vec::with_capacity(rows.len());
+        let mut slots = 0;
         let completions: Vec<Completion> = (0..rows.len())
             .map(|i| {
                 let row = rows.row(i);
+                let start = slots;
+                starts.push(start);
+                slots += u32::from(row.count);
                 Completion {
                     first: row.first,
                     count: row.count,
@@ -72,7 +79,7 @@ impl Home {
                     reason: row.reason,
                     ran: Duration::from_micros(row.ran_us.into()),
                     attempt: row.attempt,
-                    row: i as u32,
+                    row: start,
                 }
             })
             .collect();
@@ -83,7 +90,7 @@ impl Home {
             Event::Completed { source, target, completions: &completions },
             &mut effects,
         );
-        let reported = Reported { at, target, bytes, rows: &rows };
+        let reported = Reported { at, target, bytes, rows: &rows, starts: &starts };
         for effect in effects.drain(..) {
             self.perform(now, effect, Some(&reported));
         }

@@ -16,7 +16,7 @@ mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use governance::{
@@ -48,6 +48,11 @@ const INPUTS_PER_TURN: usize = 256;
 pub(crate) const INPUT_CAPACITY: usize = 8_192;
 /// How often time is told to the rules when nothing else happens.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How long a home reads completions after the broker came back, before it judges deadlines.
+const CATCH_UP: Duration = Duration::from_secs(2);
+/// How long a new home waits at most for completions that waited for it.
+const UNREAD_MAX: Duration = Duration::from_secs(5);
 
 /// Everything that reaches the home.
 #[derive(Debug)]
@@ -133,6 +138,36 @@ struct Done {
     blocks: Vec<u64>,
 }
 
+/// How many dispatches of a lane were admitted in the whole second before this one, for people to look at.
+#[derive(Debug, Default, Clone, Copy)]
+struct AdmittedIn {
+    second: u64,
+    count: u32,
+    before: u32,
+}
+
+impl AdmittedIn {
+    fn add(&mut self, now: Timestamp, count: u32) {
+        let second = now.0 / 1_000_000_000;
+        if second != self.second {
+            self.before = if second == self.second + 1 { self.count } else { 0 };
+            (self.second, self.count) = (second, 0);
+        }
+        self.count += count;
+    }
+
+    const fn in_last_second(&self, now: Timestamp) -> u32 {
+        let second = now.0 / 1_000_000_000;
+        if second == self.second {
+            self.before
+        } else if second == self.second + 1 {
+            self.count
+        } else {
+            0
+        }
+    }
+}
+
 /// What the shell keeps of an admitted run, under the handle of the rules.
 #[derive(Debug, Clone)]
 struct OpenShell {
@@ -216,12 +251,16 @@ pub(crate) struct Home {
     outlets: Outlets,
     metrics: Arc<Metrics>,
     lane_pending: HashMap<Lane, u64>,
+    admitted_in: HashMap<Lane, AdmittedIn>,
     /// Completions asked for and not yet delivered.
     done_credits: HashMap<(AgentIx, Priority), u32>,
     /// Pulls that the broker refused at once: asked for again with the next tick, so that a missing consumer is no storm.
     refused_pulls: Vec<(Source, u32)>,
     /// When each lane stream was made, so that derived ids of a stream made anew differ.
     lanes_made: [u64; 4],
+    broker: async_nats::Client,
+    began: Instant,
+    unread_until: Instant,
     /// Replies that may go out at once, since the completion they tell is durable in the done lane.
     ready_replies: Vec<settle::OwnedReply>,
     /// What a granted wish for more time is answered with.
@@ -261,9 +300,13 @@ impl Home {
             outlets: Outlets { p0_pulls, bulk_pulls, ledger, p0_outbox, bulk_outbox, replies, alerts, side },
             metrics: setup.metrics,
             lane_pending: HashMap::new(),
+            admitted_in: HashMap::new(),
             done_credits: HashMap::new(),
             refused_pulls: Vec::new(),
             lanes_made: setup.lanes_made,
+            broker: setup.broker,
+            began: Instant::now(),
+            unread_until: Instant::now(),
             ready_replies: Vec::new(),
             extended: None,
         };
@@ -356,14 +399,27 @@ impl Home {
     }
 
     fn tick(&mut self) {
-        // Deadlines are judged only after completions that were waiting for a new home have been read.
-        if self.recovered.completions_unread == 0 {
+        if self.completions_are_read() {
             self.apply(Event::Tick);
         }
         for (source, messages) in std::mem::take(&mut self.refused_pulls) {
             self.pull_again(source, messages);
         }
         self.metrics.beat();
+    }
+
+    /// Deadlines are judged only when the completions that may have come before them have been read: those that waited for
+    /// a new home, and those that waited while the broker was away.
+    fn completions_are_read(&mut self) -> bool {
+        if self.broker.connection_state() != async_nats::connection::State::Connected {
+            self.unread_until = Instant::now() + CATCH_UP;
+            return false;
+        }
+        if self.recovered.completions_unread == 0 {
+            return Instant::now() >= self.unread_until;
+        }
+        // Completions of sources that nobody registered any more are never read.
+        self.began.elapsed() > UNREAD_MAX
     }
 
     /// Whether nothing that was decided is on its way any more; what is merely held goes to the next home.
@@ -400,6 +456,8 @@ pub(crate) struct Setup {
     pub(crate) recovered: Recovered,
     /// When each lane stream was made, by priority.
     pub(crate) lanes_made: [u64; 4],
+    /// Asked only whether it is connected.
+    pub(crate) broker: async_nats::Client,
     pub(crate) metrics: Arc<Metrics>,
 }
 

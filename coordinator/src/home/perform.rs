@@ -148,6 +148,7 @@ impl Home {
         );
         self.metrics.admitted(a.class, a.reason, u32::from(a.count), now.since(held.accepted));
         self.in_window += u32::from(a.count);
+        self.admitted_in.entry(held.lane).or_default().add(now, a.count.into());
         let target = self.agents[&a.target].clone();
         // Half of one instance's slots: more at once would keep other instances idle and P0 out.
         let most = if target.json { 1 } else { (target.slots / 2).max(1) };

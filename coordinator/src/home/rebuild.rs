@@ -11,8 +11,8 @@ use broker::{Fence, Publisher};
 use bytes::Bytes;
 use futures::StreamExt;
 use governance::{
-    AgentIx, CapabilityIx, Decision, DispatchId, Encoding, Event, InstanceId, Kind, OpenIx, Outcome, Policy,
-    Priority, Registration, Restored, Timestamp, shard_of,
+    AgentIx, Decision, DispatchId, Encoding, Event, InstanceId, Kind, OpenIx, Outcome, Policy, Priority,
+    Registration, Restored, Timestamp, shard_of,
 };
 use protocol::audit::{Block, CompletionRow, DecisionRow};
 use protocol::control::Breaker;
@@ -73,6 +73,8 @@ pub(crate) struct Recovered {
     pub(super) covered: HashMap<(Priority, u64), Vec<(u16, u16)>>,
     /// Outcomes that were recorded and perhaps not told.
     pub(super) closed: HashMap<DispatchId, Outcome>,
+    /// Topic copies that were made of events that are still held.
+    copies: Vec<(DispatchId, u16)>,
     /// Ends that were recorded and perhaps not told.
     ended: Vec<DecisionRow>,
     /// Completions that waited for this home and have not been read.
@@ -255,6 +257,8 @@ async fn replay(
         if row.first.copy == 0 {
             let slots = recovered.covered.entry((row.lane, row.lane_sequence)).or_default();
             slots.push((row.first.slot, row.count));
+        } else {
+            recovered.copies.push((row.first, row.count));
         }
         match row.envelope {
             Some(envelope) => envelopes.entry((*block, envelope)).or_default().push(row),
@@ -363,6 +367,9 @@ impl Home {
             }
             self.apply(Event::RestoreSeen { instance, from: *from, to: *to });
         }
+        for (first, count) in &recovered.copies {
+            self.apply(Event::RestoreCopies { first: *first, count: *count });
+        }
         for (agent, breaker) in &recovered.breakers {
             if let Some(target) = self.governor.agent(agent) {
                 self.apply(Event::RestoreBreaker { target, state: breaker.state });
@@ -417,7 +424,7 @@ impl Home {
                 "an open dispatch names an agent that nobody registered"
             );
         };
-        let capability = self.governor.capability(&open.capability).unwrap_or(CapabilityIx(u32::MAX));
+        let capability = self.governor.capability(&open.capability).unwrap_or(governance::NO_CAPABILITY);
         let restored = Restored {
             source,
             target,
@@ -532,31 +539,15 @@ impl Home {
         format!("{head}\n{oldest}\n{state}")
     }
 
-    /// Sequences about which everything is decided: a held envelope with an open slot must come again after a crash.
+    /// Sequences about which everything is decided: one of which a slot is still held must come again after a crash.
     fn decided_ranges(&self, shard: u8) -> Vec<(String, u64, u64, u64)> {
-        let mut undecided: BTreeMap<InstanceId, Vec<u64>> = BTreeMap::new();
-        for (_, held) in self.held.iter().filter(|(_, h)| h.decided < h.rows) {
-            if let Ok(envelope) = LaneEnvelope::parse(&held.bytes) {
-                undecided.entry(held.instance).or_default().push(envelope.sequence);
-            }
-        }
-        let mut ranges = Vec::new();
-        for (instance, from, to) in self.governor.seen_ranges() {
-            let Some(source) = self.sources_of_instances.get(&instance) else { continue };
-            let Some(agent) = self.agents.get(source).filter(|a| a.shard == shard) else { continue };
-            let mut start = from;
-            let mut holes = undecided.get(&instance).cloned().unwrap_or_default();
-            holes.sort_unstable();
-            for hole in holes.into_iter().filter(|h| (from..=to).contains(h)) {
-                if start < hole {
-                    ranges.push((agent.name.to_string(), instance.0, start, hole - 1));
-                }
-                start = hole + 1;
-            }
-            if start <= to {
-                ranges.push((agent.name.to_string(), instance.0, start, to));
-            }
-        }
-        ranges
+        self.governor
+            .seen_ranges()
+            .filter_map(|(instance, from, to)| {
+                let source = self.sources_of_instances.get(&instance)?;
+                let agent = self.agents.get(source).filter(|a| a.shard == shard)?;
+                Some((agent.name.to_string(), instance.0, from, to))
+            })
+            .collect()
     }
 }

@@ -56,11 +56,7 @@ impl<T> Slab<T> {
         self.items.get_mut(at)?.take()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.items.iter().enumerate().filter_map(|(at, item)| item.as_ref().map(|i| (at, i)))
-    }
-
     pub(crate) fn len(&self) -> usize {
-        self.items.len() - self.items.iter().filter(|i| i.is_none()).count()
+        self.items.iter().flatten().count()
     }
 }

@@ -80,6 +80,7 @@ impl Home {
         let target = self
             .governor
             .agent(&operation.agent)
+            .filter(|ix| self.governor.registration(*ix).is_some())
             .ok_or_else(|| format!("no agent {:?} is registered; see: mesh agents", operation.agent))?;
         if operation.reason.trim().is_empty() {
             return Err("give a reason: it is recorded with your name".to_owned());
@@ -136,7 +137,7 @@ impl Home {
                 pending_messages: pending(f.lane.source, f.lane.priority),
                 rate_per_s: f.quota.per_s,
                 burst: f.quota.burst,
-                admitted_last_s: 0,
+                admitted_last_s: self.admitted_in.get(&f.lane).map_or(0, |a| a.in_last_second(now)),
                 waiting: f.waiting.map(|w| w.reason),
                 waited_ms: f
                     .oldest

@@ -74,7 +74,7 @@ pub struct Demo {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub people: u32,
     /// A small set of dialogues is played by several people, until there are so many messages.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 500)]
     pub messages_min: usize,
 }
 

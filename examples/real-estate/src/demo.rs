@@ -31,6 +31,9 @@ use crate::{
 /// How long nothing new may arrive in the archive before the books are closed as they are.
 const ARCHIVE_PATIENCE: Duration = Duration::from_secs(45);
 
+/// How long the end waits for a tripped breaker: its probe comes every thirty seconds.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(40);
+
 /// How often the archive is asked whether all has arrived.
 const ARCHIVE_POLL: Duration = Duration::from_millis(500);
 
@@ -57,7 +60,7 @@ pub async fn run(demo: &Demo) -> anyhow::Result<Report> {
     progress.say("the people have what they wanted; waiting until everything has reached the archive");
 
     let (books, records) = settle(&archive, &platform, &limits, &progress).await?;
-    let notes = archive.notes().await?;
+    let notes = recovered(&archive).await?;
     crew.stop().await?;
     Ok(Report {
         setting: config::setting(),
@@ -153,6 +156,19 @@ async fn settle(
             if books.balance() || !patient {
                 return Ok((books, records));
             }
+        }
+        sleep(ARCHIVE_POLL).await;
+    }
+}
+
+/// The notes, once every breaker that tripped has been probed, or not come back in time.
+async fn recovered(archive: &Archive) -> anyhow::Result<Vec<Note>> {
+    let start = Instant::now();
+    loop {
+        let notes = archive.notes().await?;
+        let (trips, recoveries) = archive::breaker_trips(&notes);
+        if recoveries >= trips || start.elapsed() > RECOVERY_PATIENCE {
+            return Ok(notes);
         }
         sleep(ARCHIVE_POLL).await;
     }

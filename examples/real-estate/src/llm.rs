@@ -11,6 +11,9 @@ use crate::reply::Facts;
 /// An answer that takes longer than this is written by the rules: a person waits for it.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
+/// What the orchestrator promises when it waits for drafts.
+pub const SLA: Duration = Duration::from_secs(10);
+
 /// A draft is cut to this many characters, four text messages.
 const DRAFT_CHARS_MAX: usize = 640;
 

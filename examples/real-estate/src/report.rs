@@ -124,6 +124,7 @@ impl Report {
                 "P50 / P99 from a person's message to its answer",
                 format!("{:.1} / {:.1} ms", talk.answer_p50_ms, talk.answer_p99_ms),
             ),
+            ("People's messages answered", format!("{} of {}", talk.answered, talk.messages)),
             ("Circuit breaker trips", table.breaker_trips.to_string()),
             ("Auto-recovery success rate", format!("{:.0} %", table.auto_recovery_pct)),
             ("Governance violations blocked", table.violations_blocked.to_string()),

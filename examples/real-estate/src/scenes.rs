@@ -27,8 +27,8 @@ use crate::{
 /// How often a call without a declaration and a claim of P0 are tried.
 const TRIES: usize = 3;
 
-/// How many contacts get new tags at once: at the CRM's ten in a second, work for twelve seconds.
-const TAGGED: usize = 120;
+/// How many contacts get new tags at once: at the CRM's ten in a second, work for ten seconds.
+const TAGGED: usize = 100;
 
 /// Slower than 120 % of the SLA with a margin, and far from every timeout.
 const SLOW: Duration = HANDOFF_SLA.saturating_mul(2);
@@ -39,8 +39,11 @@ const FALLBACKS_SEEN: u64 = 5;
 /// How long a scene may take: a probe comes every thirty seconds, and the first one may find the service slow still.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How often the lead bot asks whether handoffs pass again.
+const ASK: Duration = Duration::from_secs(1);
+
 /// How often a scene looks.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What was seen while people talked.
 #[derive(Debug, Default)]
@@ -103,13 +106,13 @@ impl Stage<'_> {
             let sent = wire::send(&self.platform.ledger, dispatch, &tags).await;
             self.seen.tags_sent.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
         }
-        self.progress.say("seller_bot sent 120 tag updates for the CRM at once: they wait in their lane, ten go in a second");
+        self.progress.say(&format!("seller_bot sent {TAGGED} tag updates for the CRM at once: they wait in its lane, ten go in a second"));
     }
 
     /// The handoff service is slow until its breaker trips and people have had fallbacks, then quick again until a probe
     /// has brought it back.
     pub async fn slow_handoffs(&self) {
-        self.progress.say("handoff_service becomes slow: 500 ms, with an SLA of 250 ms");
+        self.progress.say(&format!("handoff_service becomes slow: {SLOW:?}, with an SLA of {HANDOFF_SLA:?}"));
         self.platform.slow_handoffs(SLOW);
         let tripped = self.until(|seen| seen.fallbacks.load(Ordering::Relaxed) >= FALLBACKS_SEEN).await;
         self.platform.slow_handoffs(Duration::ZERO);
@@ -125,7 +128,7 @@ impl Stage<'_> {
                 self.progress.say("a probe has brought handoff_service back");
                 return;
             }
-            sleep(LOOK).await;
+            sleep(ASK).await;
         }
     }
 
@@ -161,7 +164,10 @@ pub fn judge(seen: &Seen, platform: &Platform, records: &[Record]) -> Vec<Scene>
         || records.iter().filter(|record| record.target == CRM_CLIENT && record.admitted_us.is_some());
     let crm_rate = books::peak(to_crm().filter_map(|record| record.admitted_us).collect());
     let crm_wait_s = to_crm().map(|record| record.lane_us).max().unwrap_or(0) / 1_000_000;
-    let (fallbacks, broken) = (load(&seen.fallbacks), reason(Reason::FallbackStatic.name()));
+    let fallbacks = load(&seen.fallbacks);
+    let cut_off =
+        |record: &&Record| record.target == HANDOFF_SERVICE && record.reason == Reason::FallbackStatic.name();
+    let broken = records.iter().filter(cut_off).count();
     vec![
         Scene {
             name: "undeclared_call_rejected",

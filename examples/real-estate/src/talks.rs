@@ -19,8 +19,8 @@ use crate::{
     wire,
 };
 
-/// How long a person waits for an answer.
-const ANSWER_BUDGET: Duration = Duration::from_secs(20);
+/// How long a person waits for an answer by text message. What is told to the CRM on the way ends no later.
+const ANSWER_BUDGET: Duration = Duration::from_secs(60);
 
 /// Scenes that need a busy platform begin after this share of the messages.
 const UNDER_WAY_PERCENT: usize = 10;

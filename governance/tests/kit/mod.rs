@@ -117,7 +117,7 @@ impl World {
     pub(crate) fn new(policy: Policy) -> Self {
         Self {
             governor: Governor::new(Arc::new(policy)),
-            now: Timestamp::from_millis(BEGIN_MS),
+            now: Timestamp::from_millis(BEGIN_MS - 1_000),
             room: ROOM,
             messages: 0,
             sequences: BTreeMap::new(),
@@ -136,6 +136,8 @@ impl World {
         for registration in agents {
             world.apply(Event::AgentRegistered { registration });
         }
+        // The agents have been there for a second when a story begins.
+        world.now = Timestamp::from_millis(BEGIN_MS);
         world
     }
 

@@ -58,6 +58,7 @@ pub(super) enum Action {
         nth: usize,
         by_ms: u64,
     },
+    TakeOver,
     Faster {
         rate: u32,
     },
@@ -82,6 +83,7 @@ pub(super) fn action() -> impl Strategy<Value = Action> {
         1 => (0..64_usize, 0..24_u16).prop_map(|(nth, slot)| Action::Cancel { nth, slot }),
         1 => (0..20_usize).prop_map(|lane| Action::EndPull { lane }),
         1 => (0..64_usize, 1..5_000_u64).prop_map(|(nth, by_ms)| Action::Extend { nth, by_ms }),
+        1 => Just(Action::TakeOver),
         1 => (20..100_u32).prop_map(|rate| Action::Faster { rate }),
     ]
 }

@@ -80,6 +80,8 @@ pub(super) struct Model {
     pub(super) admitted: Vec<(Timestamp, Admission)>,
     last_of_queue: BTreeMap<QueueName, (u64, u16)>,
     rates_changed: bool,
+    /// Nothing is delivered while another home rebuilds its state.
+    restart: bool,
     pub(super) log: String,
 }
 
@@ -98,6 +100,7 @@ impl Model {
             admitted: Vec::new(),
             last_of_queue: BTreeMap::new(),
             rates_changed: false,
+            restart: false,
             log: String::new(),
         };
         for registration in registrations() {
@@ -204,6 +207,9 @@ impl Model {
 
     /// Delivers from the broker what the core has asked for.
     fn deliver(&mut self) {
+        if self.restart {
+            return;
+        }
         let lanes: Vec<Lane> = self.backlog.keys().copied().collect();
         for lane in lanes {
             while self.credits.get(&lane).is_some_and(|c| *c > 0) {
@@ -215,6 +221,11 @@ impl Model {
     }
 
     fn arrive(&mut self, lane: Lane, message: Message) {
+        let run = message.run;
+        self.arrive_as(lane, message, false, &[run]);
+    }
+
+    fn arrive_as(&mut self, lane: Lane, message: Message, resumed: bool, runs: &[Run]) {
         self.messages += 1;
         self.by_message.insert(self.messages, (lane, message.clone()));
         self.apply(Event::Arrived(Arrival {
@@ -223,8 +234,8 @@ impl Model {
             instance: kit::instance_of(lane.source),
             sequence: message.sequence,
             accepted: message.accepted,
-            resumed: false,
-            runs: &[message.run],
+            resumed,
+            runs,
         }));
     }
 
@@ -279,6 +290,7 @@ impl Model {
                     });
                 }
             }
+            Action::TakeOver => self.take_over(),
             Action::Faster { rate } => {
                 self.rates_changed = true;
                 let text = format!("{POLICY}\n[agents.backup]\nrate_per_s = {rate}\n");
@@ -349,6 +361,62 @@ impl Model {
         }
         self.sent.push((lane, message.clone()));
         self.backlog.entry(lane).or_default().push_back(message);
+        self.deliver();
+    }
+
+    /// Another home goes on with what this one left: snapshot, open runs, and the messages that were not decided as a whole.
+    fn take_over(&mut self) {
+        let policy = Policy::clone(self.world.governor.policy());
+        let former = std::mem::replace(&mut self.world, World::new(policy));
+        self.world.now = former.now;
+        self.credits.clear();
+        self.restart = true;
+        for registration in registrations() {
+            self.apply(Event::AgentRegistered { registration: &registration });
+        }
+        for (source, arrival) in former.governor.quota_arrivals() {
+            self.apply(Event::RestoreQuota { source, arrival });
+        }
+        for (instance, from, to) in former.governor.seen_ranges() {
+            self.apply(Event::RestoreSeen { instance, from, to });
+        }
+        let mut handles = BTreeMap::new();
+        for (nth, (open, mut restored)) in former.governor.open_runs().enumerate() {
+            restored.open = governance::OpenIx(nth as u32);
+            handles.insert(open, restored.open);
+            self.apply(Event::Restore(&restored));
+        }
+        self.world.running = former.running;
+        for admission in &mut self.world.running {
+            admission.open = handles[&admission.open];
+        }
+        self.restart = false;
+        self.deliver_again();
+    }
+
+    /// Delivers the messages that were not decided as a whole, without what was decided of them.
+    fn deliver_again(&mut self) {
+        for (lane, message) in self.sent.clone() {
+            if self.backlog.get(&lane).is_some_and(|b| b.iter().any(|m| m.sequence == message.sequence)) {
+                continue;
+            }
+            let instance = kit::instance_of(lane.source);
+            let id = |slot, copy| DispatchId { instance, sequence: message.sequence, slot, copy };
+            let slots = message.run.first..message.run.first + message.run.count;
+            let waits = |slot: &u16| self.fates[&id(*slot, 0)] == Fate::Waiting;
+            let runs: Vec<Run> =
+                slots.clone().filter(waits).map(|first| Run { first, count: 1, ..message.run }).collect();
+            if runs.is_empty() {
+                continue;
+            }
+            let copies: Vec<DispatchId> = self.fates.keys().filter(|c| c.copy > 0).copied().collect();
+            for copy in
+                copies.into_iter().filter(|c| (c.instance, c.sequence) == (instance, message.sequence))
+            {
+                self.apply(Event::RestoreCopies { first: copy, count: 1 });
+            }
+            self.arrive_as(lane, message, true, &runs);
+        }
         self.deliver();
     }
 

@@ -56,7 +56,18 @@ fn classes_share_what_room_there_is_by_weight_and_none_starves() {
         agent("b2").needs(&["a"]),
         agent("b3").needs(&["a"]),
     ];
-    let text = "[agents.b1]\nrate_per_s=10000000\n[agents.b2]\nrate_per_s=10000000\n[agents.b3]\nrate_per_s=10000000\n[in_flight]\nmin=1000000\n[deferral]\ntrickle_percent=100\n";
+    let text = r#"
+        [agents.b1]
+        rate_per_s = 10000000
+        [agents.b2]
+        rate_per_s = 10000000
+        [agents.b3]
+        rate_per_s = 10000000
+        [in_flight]
+        min = 1000000
+        [deferral]
+        trickle_percent = 100
+    "#;
     let mut world = World::under(Policy::parse(text).unwrap(), &agents);
     let call = world.call("a", "x");
     for (source, class) in [("b1", Priority::P1), ("b2", Priority::P2), ("b3", Priority::P3)] {

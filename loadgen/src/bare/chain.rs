@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use async_nats::Client;
-use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use hdrhistogram::Histogram;
 use tokio::task::JoinHandle;
@@ -17,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::stage::{Came, Stage, check_stored};
 use super::{Broker, FIRST, FIRST_SUBJECT, SECOND, SECOND_SUBJECT, WARM_UP};
 use crate::load::{new_histogram, pace, total};
+use crate::payload::Payloads;
 
 /// What is given to the last messages to come through.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -95,11 +95,11 @@ pub(crate) async fn saturate(
     let mut sink = sink(broker, Arc::clone(&arrived), false).await?;
     let client = broker.connect("publisher").await?;
     let measured = async {
-        let payload = Bytes::from(vec![b'x'; bytes]);
+        let payloads = Payloads::new(bytes);
         let begin = Instant::now();
         let end = begin + WARM_UP + duration;
         let mut measuring = None;
-        let sent = publish(&client, &payload, window, || {
+        let sent = publish(&client, &payloads, window, &arrived, || {
             let now = Instant::now();
             if measuring.is_none() && now >= begin + WARM_UP {
                 measuring = Some((now, arrived.load(Ordering::Relaxed)));
@@ -115,23 +115,34 @@ pub(crate) async fn saturate(
     hop.beside(sink.beside(measured)).await
 }
 
+/// Messages that the publisher may be ahead of the sink, for each of its window: the chain is full, and the publisher
+/// does not take the processors from the stages behind it.
+const AHEAD: u64 = 4;
+
 /// Publishes to the first stream with a window of unconfirmed publishes as long as `more`; how many were sent.
 async fn publish(
     client: &Client,
-    payload: &Bytes,
+    payloads: &Payloads,
     window: usize,
+    arrived: &AtomicU64,
     mut more: impl FnMut() -> bool,
 ) -> anyhow::Result<u64> {
     let inbox = client.new_inbox();
     let mut acks = client.subscribe(inbox.clone()).await.context("failed to subscribe")?;
     let (mut sent, mut confirmed) = (0_u64, 0_u64);
     while more() {
-        while (sent - confirmed) < window as u64 {
+        let room = AHEAD * window as u64 - (sent - arrived.load(Ordering::Relaxed));
+        for _ in 0..(window as u64 - (sent - confirmed)).min(room) {
             client
-                .publish_with_reply(FIRST_SUBJECT, inbox.clone(), payload.clone())
+                .publish_with_reply(FIRST_SUBJECT, inbox.clone(), payloads.next())
                 .await
                 .context("failed to publish")?;
             sent += 1;
+        }
+        if sent == confirmed {
+            // Nothing will wake us but the sink's progress.
+            tokio::time::sleep(Duration::from_micros(500)).await;
+            continue;
         }
         let mut ack = acks.next().await;
         // All that are there at once: the clock is read once for many.

@@ -122,7 +122,11 @@ async fn calls_of_what_does_not_exist_say_what_does_not() -> anyhow::Result<()> 
         .depends_on("*/levitate")
         .register()
         .await?;
-    assert_eq!(asker.warnings().len(), 2, "what nobody offers yet is a warning: {:?}", asker.warnings());
+    let warned: Vec<&str> = asker.warnings().iter().map(|w| w.field.as_str()).collect();
+    assert!(
+        warned.starts_with(&["dependencies[1]", "dependencies[2]"]),
+        "what nobody offers yet: {warned:?}"
+    );
 
     let error = asker.dispatch(&nobody, "double").request().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected(Reason::UnknownTarget));

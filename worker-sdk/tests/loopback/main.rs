@@ -1,5 +1,6 @@
 //! The SDK on a real nats-server, against a home that does what each test tells it: what is said on the wire when things
 //! go wrong between instance and home. Skipped, with a message, where there is no nats-server.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it is skipped")]
 
 mod home;
 

@@ -2,12 +2,15 @@
 //! dashboard. Rule kept: whatever fails behind the answer, the person gets one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use worker_sdk::{Context, Failure, Priority};
+use tokio::time::timeout;
+use worker_sdk::{Context, Error, Failure, Priority};
 
 use crate::{
     handoff::{Bot, Handoff},
-    intent::Decoded,
+    intent::{Decoded, Goal},
+    memory::Conversation,
     messages::{
         ANALYZE_LEAD, Analyze, Answer, COMPOSE, CRM_CLIENT, Contact, EVALUATE, Evaluate, HANDOFF_SERVICE,
         INTENT_DECODER, LEAD_EVENTS, LeadEvent, ORCHESTRATE, ORCHESTRATOR, Orchestrate, Plan,
@@ -15,8 +18,24 @@ use crate::{
     },
     platform::Platform,
     reply::Reply,
+    scoring::Temperature,
     wire::{self, Replied},
 };
+
+/// How long a bot waits for the decision who goes on; the person waits with it.
+const HANDOFF_PATIENCE: Duration = Duration::from_millis(150);
+
+/// What a person gets when there is no better answer; also the bot's registered fallback.
+pub(super) fn excuse(bot: Bot) -> Answer {
+    Answer {
+        text: "One moment please, I am looking into it and come back to you.".to_owned(),
+        segments: 1,
+        next: bot,
+        goal: Goal::Unknown,
+        temperature: Temperature::Cold,
+        fallback: true,
+    }
+}
 
 /// Answers one message of a person.
 pub(super) async fn converse(
@@ -25,6 +44,14 @@ pub(super) async fn converse(
     context: Context,
     said: Utterance,
 ) -> Result<Answer, Failure> {
+    let answered = answer(&platform, bot, &context, said).await;
+    Ok(answered.unwrap_or_else(|error| {
+        tracing::warn!(error = %error, bot = bot.agent(), "no answer could be made; the person is asked to wait");
+        excuse(bot)
+    }))
+}
+
+async fn answer(platform: &Platform, bot: Bot, context: &Context, said: Utterance) -> Result<Answer, Error> {
     let Utterance { conversation, text, in_reply_to } = said;
     let ledger = &platform.ledger;
     let analyze = Analyze { conversation: conversation.clone(), text: text.clone(), in_reply_to };
@@ -36,11 +63,11 @@ pub(super) async fn converse(
     let Plan { mut facts, score } = wire::request(ledger, dispatch, &asked).await?.value;
 
     let evaluate = Evaluate { bot, known: facts.known.clone(), score: score.clone() };
-    let handoff = hand_off(&platform, &context, &evaluate).await;
+    let handoff = hand_off(platform, context, &evaluate).await;
     facts.handoff = Some(handoff.value.clone());
 
     let event = LeadEvent {
-        conversation: conversation.clone(),
+        conversation,
         bot,
         goal: facts.known.goal,
         temperature: score.temperature,
@@ -49,8 +76,8 @@ pub(super) async fn converse(
     let dispatch = context.dispatch(RESPONSE_PIPELINE, COMPOSE).priority(Priority::P0);
     let (reply, (), ()) = futures::join!(
         wire::request::<_, Reply>(ledger, dispatch, &facts),
-        sync_contact(&platform, &context, &event, &facts.known),
-        tell_dashboard(&platform, &context, &event),
+        sync_contact(platform, context, &event, &facts.known),
+        tell_dashboard(platform, context, &event),
     );
     let Reply { text, segments } = reply?.value;
     Ok(Answer {
@@ -63,22 +90,23 @@ pub(super) async fn converse(
     })
 }
 
-/// Who goes on? Where nobody can say, the bot does.
+/// Who goes on? Where nobody says so in time, the bot does.
 async fn hand_off(platform: &Platform, context: &Context, evaluate: &Evaluate) -> Replied<Handoff> {
     let dispatch = context.dispatch(HANDOFF_SERVICE, EVALUATE).priority(Priority::P1);
-    wire::request(&platform.ledger, dispatch, evaluate).await.unwrap_or_else(|error| {
-        tracing::warn!(error = %error, "no decision about the handoff; the bot goes on");
-        Replied { id: String::new(), value: Handoff::stay("no decision"), fallback: false }
-    })
+    let decided = wire::request(&platform.ledger, dispatch, evaluate);
+    let stay = || Replied { id: String::new(), value: Handoff::stay("no decision"), fallback: false };
+    match timeout(HANDOFF_PATIENCE, decided).await {
+        Ok(Ok(decided)) => decided,
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error, "no decision about the handoff; the bot goes on");
+            stay()
+        }
+        Err(_elapsed) => stay(),
+    }
 }
 
 /// Tells the CRM where something changed that its file keeps. The person does not wait for it.
-async fn sync_contact(
-    platform: &Platform,
-    context: &Context,
-    event: &LeadEvent,
-    known: &crate::memory::Conversation,
-) {
+async fn sync_contact(platform: &Platform, context: &Context, event: &LeadEvent, known: &Conversation) {
     if !known.changed {
         return;
     }
