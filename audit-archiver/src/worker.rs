@@ -21,7 +21,7 @@ use crate::trail::{Entry, Trail};
 
 /// Transactions follow each other no sooner while little comes in, so that a busy mesh does not pay a commit for each
 /// block. Far below the second within which everything should be archived.
-const PACE: Duration = Duration::from_millis(100);
+const PACE: Duration = Duration::from_millis(200);
 /// A batch with so many records is followed by the next at once.
 const BUSY_RECORDS: u64 = 4_000;
 /// How long a stopped shard rests before it is looked at again: somebody may have repaired it.

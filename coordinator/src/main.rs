@@ -253,8 +253,14 @@ async fn start_io(
     webhook: Option<String>,
 ) -> anyhow::Result<()> {
     let breakers = links.js.get_key_value(streams::BREAKERS_BUCKET).await?;
-    let door =
-        SideDoor { client: links.bulk.clone(), js: links.js, publisher: links.publisher.clone(), breakers };
+    let orders = links.js.get_key_value(streams::POLICY_BUCKET).await?;
+    let door = SideDoor {
+        client: links.bulk.clone(),
+        js: links.js,
+        publisher: links.publisher.clone(),
+        breakers,
+        orders,
+    };
     tasks.start("P0 pulls", io::pulls::run(links.urgent.clone(), outputs.p0_pulls, home.clone()));
     tasks.start("pulls", io::pulls::run(links.bulk.clone(), outputs.bulk_pulls, home.clone()));
     tasks.start("ledger", io::ledger::run(links.ledger, outputs.ledger, home.clone()));

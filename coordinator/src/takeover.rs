@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_nats::jetstream::Context;
 use broker::Publisher;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use governance::{AgentId, Policy, Priority, SHARDS};
 use protocol::audit::{self, Block, Note};
 use protocol::control::Breaker;
@@ -47,6 +47,7 @@ pub(crate) async fn take_over(t: &Taking<'_>) -> anyhow::Result<Setup> {
         broker::ensure_source_consumers(t.js, &id, t.epoch).await?;
     }
     let breakers = known_breakers(t.js).await?;
+    let paused = known_pauses(t.js).await?;
     let mut lanes_made = [0; 4];
     for p in Priority::ALL {
         let stream = t.js.get_stream(streams::lanes(*p)).await?;
@@ -61,7 +62,7 @@ pub(crate) async fn take_over(t: &Taking<'_>) -> anyhow::Result<Setup> {
         lanes_made,
         fences: &fences,
     };
-    let recovered = recover(&recovery, registrations, breakers).await?;
+    let recovered = recover(&recovery, registrations, breakers, paused).await?;
     Ok(Setup {
         policy: Arc::clone(t.policy),
         key: t.key.clone(),
@@ -120,4 +121,10 @@ async fn known_breakers(js: &Context) -> anyhow::Result<Vec<(String, Breaker)>> 
         }
     }
     Ok(breakers)
+}
+
+async fn known_pauses(js: &Context) -> anyhow::Result<Vec<String>> {
+    let store = js.get_key_value(streams::POLICY_BUCKET).await?;
+    let keys: Vec<String> = store.keys().await?.try_collect().await?;
+    Ok(keys.iter().filter_map(|key| streams::paused_agent(key)).map(str::to_owned).collect())
 }

@@ -194,13 +194,21 @@ impl Breaker {
         (self.state != State::Passing).then(|| self.pass(now, Reason::Operator))
     }
 
-    /// Takes over the state that a former home left; a probe under way is repeated.
-    pub(crate) fn restore(&mut self, now: Timestamp, rules: &BreakerPolicy, state: BreakerState) {
+    /// Takes over the state that a former home left; a probe under way is repeated, and what an operator tripped stays so.
+    pub(crate) fn restore(
+        &mut self,
+        now: Timestamp,
+        rules: &BreakerPolicy,
+        state: BreakerState,
+        reason: Reason,
+    ) {
         self.since = now;
+        self.reason = reason;
         self.state = match state {
             BreakerState::Passing => State::Passing,
             BreakerState::Tripped | BreakerState::Probing => {
-                State::Tripped { probe_at: Some(now.after(rules.probe_interval)) }
+                let probed = reason != Reason::Operator;
+                State::Tripped { probe_at: probed.then(|| now.after(rules.probe_interval)) }
             }
         };
     }

@@ -58,7 +58,7 @@ pub enum Event<'a> {
     /// A sequence that a former home has decided about.
     RestoreSeen { instance: InstanceId, from: u64, to: u64 },
     /// A breaker as it was left.
-    RestoreBreaker { target: AgentIx, state: BreakerState },
+    RestoreBreaker { target: AgentIx, state: BreakerState, reason: Reason },
     /// Time has passed.
     Tick,
 }

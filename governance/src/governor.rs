@@ -144,7 +144,9 @@ impl Governor {
             }
             Event::RestoreCopies { first, count } => self.on_restore_copies(first, count),
             Event::RestoreSeen { instance, from, to } => self.seen.insert(now, instance, from, to),
-            Event::RestoreBreaker { target, state } => self.on_restore_breaker(now, target, state),
+            Event::RestoreBreaker { target, state, reason } => {
+                self.on_restore_breaker(now, target, state, reason);
+            }
             Event::Tick => self.expire_open(now, effects),
         }
         self.pull(effects);

@@ -19,7 +19,7 @@ use crate::scaling::Sample;
 use crate::sources::{DRAINED_FOR, Source, lanes_of};
 use crate::time::Timestamp;
 use crate::timers::Timer;
-use crate::words::{BreakerState, Kind};
+use crate::words::{BreakerState, Kind, Reason};
 
 impl Governor {
     /// An agent joins, or joins again with another registration.
@@ -218,9 +218,15 @@ impl Governor {
         self.on_breaker(target, change, effects);
     }
 
-    pub(crate) fn on_restore_breaker(&mut self, now: Timestamp, target: AgentIx, state: BreakerState) {
+    pub(crate) fn on_restore_breaker(
+        &mut self,
+        now: Timestamp,
+        target: AgentIx,
+        state: BreakerState,
+        reason: Reason,
+    ) {
         let breaker = &mut self.targets.at_mut(target).breaker;
-        breaker.restore(now, &self.policy.breaker, state);
+        breaker.restore(now, &self.policy.breaker, state, reason);
         if let Some(at) = breaker.next_due() {
             self.timers.arm(at, Timer::Probe(target));
         }

@@ -136,9 +136,21 @@ pub fn inbox_consumer(target: &AgentId) -> String {
     target.to_string()
 }
 
+/// The key in the policy's bucket under which an operator's order to pause an agent stands.
+#[must_use]
+pub fn pause_key(agent: &str) -> String {
+    format!("paused.{agent}")
+}
+
+/// The agent that such a key pauses.
+#[must_use]
+pub fn paused_agent(key: &str) -> Option<&str> {
+    key.strip_prefix("paused.")
+}
+
 /// Registrations by agent.
 pub const AGENTS_BUCKET: &str = "mesh_agents";
-/// The policy in force.
+/// The policy in force, and what operators order beside it.
 pub const POLICY_BUCKET: &str = "mesh_policy";
 /// Owners by shard.
 pub const OWNERS_BUCKET: &str = "mesh_owners";

@@ -18,6 +18,10 @@ pub enum Signal {
     Kill,
     /// In order.
     Terminate,
+    /// Not at all: it stands still, as on a machine that swaps or is suspended.
+    Stop,
+    /// And goes on from there, knowing nothing of the time between.
+    Continue,
 }
 
 impl Signal {
@@ -25,6 +29,8 @@ impl Signal {
         match self {
             Self::Kill => "-KILL",
             Self::Terminate => "-TERM",
+            Self::Stop => "-STOP",
+            Self::Continue => "-CONT",
         }
     }
 }
@@ -50,7 +56,7 @@ pub fn process(run: &Path, name: &str) -> Option<u32> {
     std::fs::read_to_string(run.join(format!("{name}.pid"))).ok()?.trim().parse().ok()
 }
 
-/// Sends a signal to a process; its supervisor starts it again.
+/// Sends a signal to a process; where that ends it, its supervisor starts it again.
 ///
 /// # Panics
 /// When there is no such process.

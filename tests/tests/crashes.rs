@@ -170,6 +170,27 @@ async fn a_coordinator_that_is_asked_to_stop_hands_over_to_the_one_that_stands_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::print_stderr, reason = "says why it shows nothing")]
+async fn a_home_that_stood_still_wakes_up_deposed_and_does_no_harm() -> anyhow::Result<()> {
+    let traffic = Traffic::start().await?;
+    if traffic.stage.settings.coordinators.len() < 2 {
+        eprintln!("skipped: nobody takes over, the stack has one coordinator");
+        return Ok(());
+    }
+    traffic.replies(150).await;
+    let (_, pid) = stack::home(&traffic.stage).await;
+    stack::signal(pid, Signal::Stop).await;
+    traffic.replies(150).await;
+    stack::signal(pid, Signal::Continue).await;
+    traffic.replies(150).await;
+    stack::ended(pid, PATIENCE).await;
+    let (_, heir) = stack::home(&traffic.stage).await;
+    assert_ne!(heir, pid);
+    assert_eq!(traffic.balance().await?, [], "no handler saw a dispatch twice");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_coordinator_forgets_no_quota() -> anyhow::Result<()> {
     const BURST: u32 = 500;
     let _alone = ALONE.lock().await;
@@ -264,40 +285,35 @@ async fn what_operators_did_outlives_the_home_they_told() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// One of sixteen events fails at first and is sent again: too few to trip the breaker.
+async fn forgetful(stage: &Stage, seen: Sightings) -> anyhow::Result<Agent> {
+    let note = move |ctx: Context, n: u32| {
+        let seen = seen.clone();
+        async move {
+            if n % 16 == 3 && ctx.attempt() == 1 {
+                return Err(Failure::new("not yet"));
+            }
+            seen.note(ctx.id());
+            Ok(())
+        }
+    };
+    Ok(stage.mesh.agent(&stage.name("worker")).capability("note", note).register().await?)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_topics_and_retries_balance_when_coordinators_are_killed() -> anyhow::Result<()> {
     const ROUNDS: usize = 30;
     const BATCH: usize = 40;
     let _alone = ALONE.lock().await;
     let stage = Stage::set().await;
-    let topic = stage.name("news");
-    let seen = Sightings::default();
-    let (noted, heard) = (seen.clone(), seen.clone());
-    let worker = stage
-        .mesh
-        .agent(&stage.name("worker"))
-        .capability("note", move |ctx: Context, n: u32| {
-            let noted = noted.clone();
-            async move {
-                // One of sixteen fails at first and is sent again: too few to trip the breaker.
-                if n % 16 == 3 && ctx.attempt() == 1 {
-                    return Err(Failure::new("not yet"));
-                }
-                noted.note(ctx.id());
-                Ok(())
-            }
-        })
-        .register()
-        .await?;
-    let reader = stage
-        .mesh
-        .agent(&stage.name("reader"))
-        .on_topic(&topic, move |ctx: Context, _: u32| {
-            heard.note(ctx.id());
-            async { Ok(()) }
-        })
-        .register()
-        .await?;
+    let (topic, seen) = (stage.name("news"), Sightings::default());
+    let worker = forgetful(&stage, seen.clone()).await?;
+    let heard = seen.clone();
+    let reader = stage.mesh.agent(&stage.name("reader")).on_topic(&topic, move |ctx: Context, _: u32| {
+        heard.note(ctx.id());
+        async { Ok(()) }
+    });
+    let reader = reader.register().await?;
     let sender = stage.mesh.agent(&stage.name("sender")).depends_on(worker.name()).register().await?;
 
     let sending = async {

@@ -216,6 +216,8 @@ impl AgentBuilder {
         // Everything is heard from the moment the registration is in force.
         let messages = listen::subscribe(&core).await?;
         let verdict = core.register(self.patience).await?;
+        // From here on its tasks stop with it, also when the rest fails.
+        let agent = Agent::new(Arc::clone(&core), verdict, self.drain_patience);
         core.supervisor.spawn(listen::listen(Arc::clone(&core), messages));
         core.beat(false).await?;
         core.supervisor.spawn(beats(Arc::clone(&core)));
@@ -227,6 +229,6 @@ impl AgentBuilder {
                 intake.map_err(|e| Error::caused(ErrorKind::Connection, "the inbox cannot be read", e))?;
             core.supervisor.spawn(intake.run());
         }
-        Ok(Agent::new(core, verdict, self.drain_patience))
+        Ok(agent)
     }
 }

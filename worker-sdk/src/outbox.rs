@@ -20,7 +20,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
 use crate::retry::Backoff;
-use crate::waiters::Waiter;
+use crate::waiters::{self, Waiter};
 
 /// An envelope is closed at this size: bigger ones gain little on the broker and cost latency.
 const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
@@ -331,9 +331,7 @@ async fn send(core: &Arc<Core>, lane: &Lane, mut batch: Vec<Item>) -> Vec<Item> 
     let sequence = core.outbox.sequences().draw();
     let rows: Vec<Outgoing<'_>> = batch.iter().map(Item::outgoing).collect();
     let payload = Bytes::from(envelope::write(core.instance, sequence, "", &rows));
-    // The longest budget; zero stands for the default, which is longer than most that are given.
-    let budget = rows.iter().map(|r| r.budget).max().filter(|_| rows.iter().all(|r| !r.budget.is_zero()));
-    let budget = budget.unwrap_or_default();
+    let budget = rows.iter().map(|r| waiters::budget(r.budget)).max().unwrap_or_default();
     let slots = batch.iter_mut().map(|i| i.waiter.take()).collect();
     core.waiters.enter(sequence, slots, budget);
 

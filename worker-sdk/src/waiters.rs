@@ -19,6 +19,11 @@ const BUDGET_DEFAULT: Duration = Duration::from_secs(30);
 /// How long after its budget a reply may come: a home that fell silent is replaced, and its work replayed, well within.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// The budget of a request that gives none, or its own.
+pub(crate) const fn budget(given: Duration) -> Duration {
+    if given.is_zero() { BUDGET_DEFAULT } else { given }
+}
+
 /// A caller that waits for a reply, and for progress if it listens.
 #[derive(Debug)]
 pub(crate) struct Waiter {
@@ -42,11 +47,10 @@ impl Waiters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters the callers of an envelope, slot by slot; `budget` is the longest of theirs, zero for the default.
+    /// Enters the callers of an envelope, slot by slot; `budget` is the longest of theirs.
     pub(crate) fn enter(&self, sequence: u64, slots: Vec<Option<Waiter>>, budget: Duration) {
         let waiting = slots.iter().flatten().count();
         if waiting > 0 {
-            let budget = if budget.is_zero() { BUDGET_DEFAULT } else { budget };
             let overdue_at = Instant::now() + budget + GRACE;
             self.lock().insert(sequence, Envelope { slots, waiting, overdue_at });
         }
@@ -59,7 +63,6 @@ impl Waiters {
 
     /// Begins their time anew: the envelope was accepted only now.
     pub(crate) fn accepted(&self, sequence: u64, budget: Duration) {
-        let budget = if budget.is_zero() { BUDGET_DEFAULT } else { budget };
         if let Some(envelope) = self.lock().get_mut(&sequence) {
             envelope.overdue_at = Instant::now() + budget + GRACE;
         }

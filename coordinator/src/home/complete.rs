@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use governance::{Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Priority, Timestamp};
+use governance::{
+    Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Priority, Reason, Timestamp,
+};
 use protocol::audit::CompletionRow;
 use protocol::completion::{self, Completions};
 use protocol::control::DeadLetter;
@@ -137,6 +139,8 @@ impl Home {
             || Bytes::from(crate::explain::refusal(c.reason, "", &target, &open.capability)),
             |(r, reported)| reported.bytes.slice_ref(r.payload),
         );
+        // What the caller must know of an answer: that it is not from whom it asked.
+        let stands_in = open.reason == Reason::FallbackAgent && c.outcome == Outcome::Success;
         let reply = OwnedReply {
             source: open.source,
             instance: c.id.instance,
@@ -144,7 +148,7 @@ impl Home {
             first: c.id,
             count: c.count,
             outcome: c.outcome,
-            reason: c.reason,
+            reason: if stands_in { Reason::FallbackAgent } else { c.reason },
             target,
             lane_us,
             inbox_us,

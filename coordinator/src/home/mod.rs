@@ -179,6 +179,7 @@ struct OpenShell {
     lane: Priority,
     accepted: Timestamp,
     admitted: Timestamp,
+    reason: governance::Reason,
     reply_token: Arc<str>,
 }
 
@@ -213,6 +214,8 @@ pub(crate) enum Side {
     },
     /// Store a breaker.
     StoreBreaker { agent: Arc<str>, breaker: protocol::control::Breaker },
+    /// Store an operator's order to pause an agent, or take it back.
+    StorePause { agent: String, order: Option<Operation> },
 }
 
 /// The receiving ends of the ways out, for the tasks.

@@ -143,6 +143,7 @@ impl Home {
                 lane: held.lane.priority,
                 accepted: held.accepted,
                 admitted: now,
+                reason: a.reason,
                 reply_token: Arc::clone(&held.reply_token),
             },
         );

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use governance::{
     AgentIx, Decision, DispatchId, Encoding, Event, InstanceId, Kind, OpenIx, Outcome, Policy, Priority,
-    Registration, Restored, Timestamp, shard_of,
+    Reason, Registration, Restored, Timestamp, shard_of,
 };
 use protocol::audit::{Block, CompletionRow, DecisionRow};
 use protocol::control::Breaker;
@@ -47,6 +47,7 @@ pub(crate) struct OpenState {
     deadline: u64,
     admitted: u64,
     accepted: u64,
+    reason: Reason,
     order_key: u64,
     reply_token: String,
 }
@@ -66,6 +67,8 @@ struct State {
 pub(crate) struct Recovered {
     pub(crate) registrations: Vec<Registration>,
     pub(crate) breakers: Vec<(String, Breaker)>,
+    /// Agents that operators paused.
+    pub(crate) paused: Vec<String>,
     opens: Vec<OpenState>,
     quotas: BTreeMap<String, u64>,
     seen: Vec<(String, u64, u64, u64)>,
@@ -110,8 +113,9 @@ pub(crate) async fn recover(
     r: &Recovery<'_>,
     registrations: Vec<Registration>,
     breakers: Vec<(String, Breaker)>,
+    paused: Vec<String>,
 ) -> anyhow::Result<Recovered> {
-    let mut recovered = Recovered { registrations, breakers, ..Recovered::default() };
+    let mut recovered = Recovered { registrations, breakers, paused, ..Recovered::default() };
     for shard in 0..governance::SHARDS {
         let Some(rebuilt) = rebuild_shard(r, shard, &mut recovered).await? else { continue };
         replay(r, shard, &rebuilt.rows, &mut recovered).await?;
@@ -199,6 +203,7 @@ fn open_state(row: &DecisionRow) -> OpenState {
         deadline: row.deadline.0,
         admitted: row.decided.0,
         accepted: row.accepted.0,
+        reason: row.reason,
         order_key: row.order_key,
         reply_token: row.reply_token.to_string(),
     }
@@ -372,7 +377,13 @@ impl Home {
         }
         for (agent, breaker) in &recovered.breakers {
             if let Some(target) = self.governor.agent(agent) {
-                self.apply(Event::RestoreBreaker { target, state: breaker.state });
+                let Breaker { state, reason, .. } = *breaker;
+                self.apply(Event::RestoreBreaker { target, state, reason });
+            }
+        }
+        for agent in &recovered.paused {
+            if let Some(target) = self.governor.agent(agent) {
+                self.apply(Event::SetPaused { target, paused: true });
             }
         }
         self.tell_ended(&recovered.ended);
@@ -451,6 +462,7 @@ impl Home {
                 lane: open.lane,
                 accepted: Timestamp(open.accepted),
                 admitted: Timestamp(open.admitted),
+                reason: open.reason,
                 reply_token: open.reply_token.as_str().into(),
             },
         );
@@ -516,6 +528,7 @@ impl Home {
                 deadline: run.deadline.0,
                 admitted: open.admitted.0,
                 accepted: open.accepted.0,
+                reason: open.reason,
                 order_key: run.order_key,
                 reply_token: open.reply_token.to_string(),
             })

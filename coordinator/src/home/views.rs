@@ -4,7 +4,7 @@ use governance::{AgentIx, DispatchId, Event, Lane, Registration};
 use protocol::control::{AgentView, Extended, LaneView, OpenAnswer, Operation};
 use serde_json::json;
 
-use super::{Command, Home};
+use super::{Command, Home, Side};
 use crate::clock;
 
 impl Home {
@@ -87,6 +87,10 @@ impl Home {
         }
         let body = json!({"verb": verb, "operator": operation.operator, "reason": operation.reason});
         self.note(clock::now(), "operator", target, &body);
+        let order = (verb == "pause").then(|| operation.clone());
+        if matches!(verb, "pause" | "resume") {
+            self.outlets.side.push(Side::StorePause { agent: operation.agent.clone(), order });
+        }
         self.apply(match verb {
             "trip" => Event::SetBreaker { target, trip: true },
             "reset" => Event::SetBreaker { target, trip: false },

@@ -1,4 +1,4 @@
-//! What goes beside dispatches: acknowledgements, signals, stored breakers, dead letters.
+//! What goes beside dispatches: acknowledgements, signals, stored breakers and orders, dead letters.
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use governance::{AgentId, DispatchId};
-use protocol::control::DeadLetter;
+use protocol::control::{DeadLetter, Operation};
 use protocol::envelope::column;
 use protocol::inbox::{self, Parcel};
-use protocol::{json, subjects, text};
+use protocol::{json, streams, subjects, text};
 use tokio::sync::mpsc;
 
 use crate::home::{Input, Side};
@@ -23,6 +23,7 @@ pub(crate) struct SideDoor {
     pub(crate) js: Context,
     pub(crate) publisher: Publisher,
     pub(crate) breakers: Store,
+    pub(crate) orders: Store,
 }
 
 /// Performs what the home hands over; what takes an answer runs beside the rest.
@@ -46,6 +47,11 @@ pub(crate) async fn run(
                             tracing::warn!(agent = &*agent, error = %e, "a breaker was not stored");
                         }
                     }
+                    Side::StorePause { agent, order } => {
+                        if let Err(error) = store_pause(&door.orders, &agent, order).await {
+                            tracing::warn!(agent, %error, "an operator's order was not stored");
+                        }
+                    }
                     Side::DeadLetter { letter, id, inbox_ack, done } => {
                         under_way.push(dead_letter(door.clone(), *letter, id, inbox_ack, done));
                     }
@@ -54,6 +60,16 @@ pub(crate) async fn run(
             Some(input) = under_way.next(), if !under_way.is_empty() => home.send(input).await?,
         }
     }
+}
+
+/// Keeps an operator's order for the next home, until it is taken back.
+async fn store_pause(orders: &Store, agent: &str, order: Option<Operation>) -> anyhow::Result<()> {
+    let key = streams::pause_key(agent);
+    match order {
+        Some(order) => drop(orders.put(key, serde_json::to_vec(&order)?.into()).await?),
+        None => orders.delete(key).await?,
+    }
+    Ok(())
 }
 
 /// Copies a dispatch from its inbox message to the dead-letter queue, trying until it is stored.

@@ -120,7 +120,15 @@ fn what_an_operator_trips_waits_for_the_operator() {
 #[test]
 fn a_restored_breaker_is_probed_like_any_other() {
     let mut breaker = Breaker::new();
-    breaker.restore(at(0), &RULES(), BreakerState::Probing);
+    breaker.restore(at(0), &RULES(), BreakerState::Probing, Reason::ProbeDue);
     assert_eq!(breaker.state(), BreakerState::Tripped);
     assert!(breaker.probe_is_due(at(30)));
+}
+
+#[test]
+fn a_restored_breaker_that_an_operator_tripped_waits_for_an_operator() {
+    let mut breaker = Breaker::new();
+    breaker.restore(at(0), &RULES(), BreakerState::Tripped, Reason::Operator);
+    assert!(!breaker.probe_is_due(at(86_400)));
+    assert_eq!(breaker.on_operator(at(1), false).unwrap().to, BreakerState::Passing);
 }

@@ -118,3 +118,41 @@ async fn a_message_that_comes_again_after_its_dispatch_has_ended_does_not_run_ag
     agent.stop().await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn losing_an_instance_under_load_costs_time_and_no_dispatch() -> anyhow::Result<()> {
+    const CALLS: u32 = 200;
+    let stage = Stage::set().await;
+    let name = stage.name("worker");
+    let ran = Arc::new(AtomicU32::new(0));
+    let worker = || {
+        let ran = Arc::clone(&ran);
+        stage.mesh.agent(&name).max_concurrent(4).instances(1, 2).capability(
+            "work",
+            move |_: Context, n: u32| {
+                let ran = Arc::clone(&ran);
+                async move {
+                    ran.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    Ok::<_, Failure>(n)
+                }
+            },
+        )
+    };
+    let (doomed, heir) = (worker().register().await?, worker().register().await?);
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&name).register().await?;
+    let calls = (0..CALLS).map(|n| bytes::Bytes::from(n.to_string()));
+    let calls = tokio::spawn(caller.dispatch(&name, "work").budget(PATIENCE).request_many(calls));
+    until("they work", SOON, || async { ran.load(Ordering::SeqCst) >= 20 }).await;
+    drop(doomed);
+    let replies = calls.await??;
+    assert_eq!(replies.iter().filter(|reply| reply.is_ok()).count(), CALLS as usize, "{replies:?}");
+    stage.archived().await;
+    let ends = "SELECT count(*) FROM dispatch_completion WHERE source = $1 AND NOT late";
+    assert_eq!(stage.number(ends, &[&caller.name()]).await, i64::from(CALLS), "each has one outcome");
+    let again = "SELECT count(*) FROM dispatch_completion WHERE source = $1 AND NOT late AND attempt > 1";
+    let again = stage.number(again, &[&caller.name()]).await;
+    assert!((1..=64).contains(&again), "{again} were held by the lost instance, and the record says so");
+    drop(heir);
+    Ok(())
+}
