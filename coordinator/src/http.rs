@@ -13,6 +13,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
+use crate::io::ledger::Ledger;
 use crate::metrics::Metrics;
 
 /// Beyond this silence of its home a replica counts as unhealthy.
@@ -25,6 +26,7 @@ pub(crate) struct Health {
     /// It is home of its shards, or stands by for one that is.
     pub(crate) ready: Arc<AtomicBool>,
     pub(crate) broker: async_nats::Client,
+    pub(crate) ledger: Ledger,
 }
 
 /// Binds the address and, where wanted, writes it to a file.
@@ -64,6 +66,9 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
     }
     if !health.ready.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    }
+    if !health.ledger.answers().await {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the audit ledger is away\n");
     }
     (StatusCode::OK, "ready\n")
 }

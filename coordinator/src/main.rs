@@ -110,11 +110,16 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     let membership = Membership::open(&js, replica.clone(), format!("http://{address}")).await?;
 
     let mut tasks = Supervisor::new();
-    let health = Health { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready), broker: bulk.clone() };
+    let health = Health {
+        metrics: Arc::clone(&metrics),
+        ready: Arc::clone(&ready),
+        broker: bulk.clone(),
+        ledger: ledger.clone(),
+    };
     tasks.start("http", http::serve(listener, health));
     tasks.start("announce", membership.clone().renew(tasks.stop.clone()));
     let epoch = tokio::select! {
-        epoch = claim(&membership, &ledger, &ready) => epoch?,
+        epoch = claim(&membership, &ledger, &metrics, &ready) => epoch?,
         () = stop.cancelled() => {
             tasks.stop.cancel();
             return tasks.run().await;
@@ -130,15 +135,23 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
 }
 
 /// Claims the shards. Standing by for another home counts as ready: this replica does all that is asked of it.
-async fn claim(membership: &Membership, ledger: &Ledger, ready: &AtomicBool) -> anyhow::Result<u64> {
+async fn claim(
+    membership: &Membership,
+    ledger: &Ledger,
+    metrics: &Metrics,
+    ready: &AtomicBool,
+) -> anyhow::Result<u64> {
     let standing_by = async {
-        tokio::time::sleep(STAND_BY_AFTER).await;
-        ready.store(true, Ordering::Relaxed);
-        std::future::pending::<u64>().await
+        loop {
+            tokio::time::sleep(STAND_BY_AFTER).await;
+            // There is no home yet whose silence would mean something.
+            metrics.beat();
+            ready.store(true, Ordering::Relaxed);
+        }
     };
     tokio::select! {
         epoch = membership.claim(ledger) => epoch,
-        epoch = standing_by => Ok(epoch),
+        epoch = standing_by => epoch,
     }
 }
 

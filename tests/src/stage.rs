@@ -93,7 +93,7 @@ impl Stage {
         let mut sum = 0.0;
         for address in &self.settings.coordinators {
             // One that was killed is on its way back; what it counted is gone with it.
-            let Ok(text) = get(address, "/metrics").await else { continue };
+            let Ok(text) = self.http(address, "/metrics").await else { continue };
             for line in
                 text.lines().filter(|line| line.strip_prefix(name).is_some_and(begins_labels_or_value))
             {
@@ -102,6 +102,20 @@ impl Stage {
             }
         }
         sum
+    }
+
+    /// What an HTTP endpoint answers, head and all.
+    ///
+    /// # Errors
+    /// When nobody listens there, or the answer is no text.
+    pub async fn http(&self, address: &str, path: &str) -> std::io::Result<String> {
+        // Without a library: the endpoints are plain.
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
     }
 
     /// Gives an operator's command; what the first home says that has something to say.
@@ -152,16 +166,6 @@ impl Stage {
 /// What may follow the name of a metric; a longer name is another metric.
 fn begins_labels_or_value(rest: &str) -> bool {
     rest.starts_with(['{', ' '])
-}
-
-/// One HTTP request, without a library: the endpoints are plain.
-async fn get(address: &str, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text)
 }
 
 /// Now, as the broker on this machine sees it.

@@ -236,11 +236,25 @@ async fn while_postgresql_is_away_everything_runs_and_the_trail_waits() -> anyho
     Ok(())
 }
 
+/// Waits until each coordinator says of itself whether it can work.
+async fn until_readiness(stage: &Stage, status: &str) {
+    for address in &stage.settings.coordinators {
+        until(&format!("{address} answers {status}"), PATIENCE, || async {
+            let answer = stage.http(address, "/readyz").await.unwrap_or_default();
+            answer.starts_with(&format!("HTTP/1.1 {status} "))
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_away_dispatches_wait_and_none_is_lost() -> anyhow::Result<()> {
     let traffic = Traffic::start().await?;
     traffic.replies(100).await;
-    stack::dev("stack-restart", &traffic.stage, "redis").await;
+    stack::dev("stack-stop", &traffic.stage, "redis").await;
+    until_readiness(&traffic.stage, "503").await;
+    stack::dev("stack-start", &traffic.stage, "redis").await;
+    until_readiness(&traffic.stage, "200").await;
     traffic.replies(100).await;
     assert_eq!(traffic.balance().await?, [], "no handler saw a dispatch twice");
     Ok(())

@@ -17,6 +17,8 @@ use crate::home::Input;
 const RETRY: Duration = Duration::from_millis(100);
 /// Far above what `appendfsync always` takes on a slow disk; a timeout only leads to the same append again.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who asks whether Redis answers does not want to wait for it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Entries read at once when rebuilding.
 const READ_COUNT: usize = 256;
 
@@ -64,6 +66,14 @@ impl Ledger {
             append: redis::Script::new(keys::APPEND),
             snapshot: redis::Script::new(keys::SNAPSHOT),
         })
+    }
+
+    /// Whether Redis answers now.
+    pub(crate) async fn answers(&self) -> bool {
+        let mut connection = self.redis.clone();
+        let ping = redis::cmd("PING");
+        let asked = ping.query_async::<String>(&mut connection);
+        tokio::time::timeout(ANSWER_TIMEOUT, asked).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// Appends a block, trying again for as long as Redis gives no answer: a retry is answered `same`.

@@ -116,7 +116,7 @@ fn bot(agent: AgentBuilder, bot: Bot, platform: &Arc<Platform>) -> AgentBuilder 
         .depends_on(CRM_CLIENT)
         .fallback_static(CONVERSE, &bots::excuse(bot))
         .max_concurrent(50)
-        .sla_p95(BOT_SLA)
+        .sla_p95(if platform.llm.is_some() { llm::SLA + BOT_SLA } else { BOT_SLA })
 }
 
 /// What small and quick services have in common.

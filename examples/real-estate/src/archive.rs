@@ -1,17 +1,23 @@
 //! Owns what is read from PostgreSQL: the records of a run and the notes beside them, as they are. It judges nothing;
 //! that is for `books`. Rule kept: reads only, through the archive's documented functions.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::{NoTls, Row};
 
 use crate::books::Record;
 
 /// A query that takes longer than this finds a database in trouble.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A restart of PostgreSQL with a recovery is over by then.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+
+/// The pause before a question is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 const RECORDS: &str = "SELECT dispatch_id, source, coalesce(target, ''), class, decision, decision_reason, outcome, \
     (extract(epoch FROM decided) * 1000000)::bigint, coalesce(lane_us, 0), coalesce(ran_us, 0), coalesce(latency_us, 0) \
@@ -47,7 +53,7 @@ impl Archive {
     pub async fn open(url: &str) -> anyhow::Result<Self> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let archive = Self { url: url.to_owned(), since };
-        archive.query("SELECT 1 WHERE $1::float8 > 0").await?;
+        archive.ask("SELECT 1 WHERE $1::float8 > 0").await?;
         Ok(archive)
     }
 
@@ -78,7 +84,21 @@ impl Archive {
         Ok(self.query(NOTES).await?.iter().map(note).collect())
     }
 
+    /// Asks until there is an answer, or PostgreSQL has been away for too long.
     async fn query(&self, sql: &str) -> anyhow::Result<Vec<Row>> {
+        let start = Instant::now();
+        loop {
+            match self.ask(sql).await {
+                Err(error) if start.elapsed() < AWAY_MAX => {
+                    tracing::warn!(error = format!("{error:#}"), "the archive is asked again");
+                    sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn ask(&self, sql: &str) -> anyhow::Result<Vec<Row>> {
         let asking = async {
             let (client, connection) =
                 tokio_postgres::connect(&self.url, NoTls).await.context("PostgreSQL cannot be reached")?;

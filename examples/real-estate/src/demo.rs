@@ -43,6 +43,11 @@ const ARCHIVE_POLL: Duration = Duration::from_millis(500);
 /// When the input cannot be read, or the mesh or the archive cannot be reached.
 pub async fn run(demo: &Demo) -> anyhow::Result<Report> {
     let dialogues = load(demo.common.input.as_deref())?;
+    let people = people::cast(&dialogues, demo.messages_min);
+    anyhow::ensure!(
+        people.iter().any(|person| person.dialogue.said().next().is_some()),
+        "nobody says anything in the input"
+    );
     let limits = limits(&demo.policy)?;
     let archive = Archive::open(&demo.postgres_url).await?;
     let platform = Arc::new(Platform::new(&dialogues, llm(&demo.common)?));
@@ -52,7 +57,6 @@ pub async fn run(demo: &Demo) -> anyhow::Result<Report> {
 
     let (progress, seen) = (Progress::default(), Seen::default());
     let stage = Stage { platform: &platform, crew: &crew, seen: &seen, progress: &progress };
-    let people = people::cast(&dialogues, demo.messages_min);
     progress.say(&format!("12 agents have joined; {} people begin to talk", people.len()));
     let talks = Talks::new(&stage, &people);
     let started = Instant::now();
@@ -140,10 +144,7 @@ async fn settle(
 ) -> anyhow::Result<(Books, Vec<Record>)> {
     let (mut ended, mut changed) = (0, Instant::now());
     loop {
-        let now = archive.ended().await.unwrap_or_else(|error| {
-            tracing::warn!(error = format!("{error:#}"), "the archive is asked again");
-            ended
-        });
+        let now = archive.ended().await?;
         if now != ended {
             (ended, changed) = (now, Instant::now());
         }

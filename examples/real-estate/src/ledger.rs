@@ -74,8 +74,8 @@ pub struct Counts {
     pub unconfirmed: Vec<Option<String>>,
 }
 
-/// A panic in another handler leaves whole counts behind: each update is one call.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks whatever happened before: each update is one call, so that a panic elsewhere leaves whole data behind.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -2,7 +2,7 @@
 //! exit codes. Rule kept: the report goes to stdout, everything else to stderr.
 
 use std::fs;
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -18,14 +18,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Cli::parse().command {
+    let colours = stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(stderr).init();
+    let ended = match Cli::parse().command {
         Command::Demo(demo) => play(&demo).await,
         Command::Agents(common) => serve(&common, &agents::NAMES).await,
         Command::Agent { name, common } => serve(&common, &[name.as_str()]).await,
-    }
+    };
+    ended.unwrap_or_else(|error| {
+        // Where stderr is gone, the exit code has to do.
+        drop(writeln!(stderr(), "real-estate: {error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {

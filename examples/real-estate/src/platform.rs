@@ -2,15 +2,15 @@
 //! It knows no broker. Rule kept: no lock is held across a wait.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{
     books,
     dialogues::Dialogue,
     intent::{self, Decoded, Message},
-    ledger::Ledger,
+    ledger::{Ledger, lock},
     listings::Index,
     llm::Llm,
     market::Market,
@@ -160,11 +160,6 @@ impl Platform {
     fn now_us(&self) -> i64 {
         i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
-}
-
-/// A panic in another handler leaves whole data behind: each update is one call.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

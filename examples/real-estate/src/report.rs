@@ -89,7 +89,7 @@ impl Report {
         self.write_books(&mut out);
         self.write_scenes(&mut out);
         if let Some(id) = &self.example_trace {
-            let _ = writeln!(out, "\nOne answer, hop by hop:  mesh trace {id}");
+            let _ = writeln!(out, "\nOne answer, hop by hop, while this mesh is up:  mesh trace {id}");
         }
         out
     }

@@ -1,8 +1,8 @@
 //! Owns the talk between people and bots: who says what when, to which bot, and what came back. What people are is in
 //! `people`; what is staged meanwhile, in `scenes`. Rule kept: a message without an answer is counted, and the person goes on.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -12,6 +12,7 @@ use worker_sdk::Priority;
 use crate::{
     config::Demo,
     handoff::Bot,
+    ledger::lock,
     messages::{Answer, CONVERSE, PEOPLE, Utterance},
     people::{Pace, Person},
     report::{Talk, percentile_ms},
@@ -81,7 +82,7 @@ impl<'a> Talks<'a> {
 
     /// A dispatch that brought an answer to a person.
     pub fn example(&self) -> Option<String> {
-        self.example.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.example).clone()
     }
 
     async fn talk(&self, person: &Person<'_>, pace: &Pace) -> Got {
@@ -115,7 +116,7 @@ impl<'a> Talks<'a> {
                 if replied.value.fallback {
                     seen.fallback();
                 }
-                *self.example.lock().unwrap_or_else(PoisonError::into_inner) = Some(replied.id);
+                *lock(&self.example) = Some(replied.id);
                 Some(replied.value)
             }
             Err(error) => {

@@ -69,7 +69,7 @@ async fn an_agent_in_plain_python_serves_calls_and_makes_them() -> anyhow::Resul
     let wish = json!({"target": parrot.name(), "capability": "echo", "payload": {"say": "hi"}});
     let reply = caller.dispatch(&name, "delegate").conversation("birds").json(&wish)?.request().await?;
     assert_eq!(reply.json::<Value>()?, json!({"say": "hi"}));
-    stage.record(reply.id()).await;
+    stage.archived().await;
     let tree = stage.archive.tree(&reply.id().to_string()).await?.expect("it is in the archive");
     assert_eq!(tree.hops.len(), 2, "the call it made is a child: {tree:?}");
 
@@ -230,5 +230,42 @@ async fn nobody_can_use_the_instance_of_another() -> anyhow::Result<()> {
 
     let own = victim.dispatch(teller.name(), "tell").budget(SOON).json(&())?.call::<String>();
     assert_eq!(own.await?, "told", "it is not taken for a repeated one");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_is_published_again_is_one_dispatch() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let seen = Sightings::default();
+    let noted = seen.clone();
+    let teller = stage
+        .mesh
+        .agent(&stage.name("teller"))
+        .capability("tell", move |ctx: Context, (): ()| {
+            noted.note(ctx.id());
+            async { Ok::<_, Failure>("told") }
+        })
+        .register()
+        .await?;
+    let door = Door::open(&stage).await;
+    let sender = stage.name("sender");
+    assert!(door.register(&json!({"agent": sender, "dependencies": [teller.name()]})).await.accepted);
+    let subject = format!("mesh.in.p2.{sender}.{}", teller.name());
+    let dispatch = json!({"capability": "tell", "payload": null, "kind": "event"});
+    let instance = format!("{:016x}", u64::from(std::process::id()) << 16 | 0xd0);
+    let envelope = |sequence: u64| {
+        let dispatches = [&dispatch, &dispatch];
+        serde_json::to_vec(&json!({"dispatches": dispatches, "instance": instance, "sequence": sequence}))
+    };
+    // Each publish has a message id of its own, so that the broker does not recognise the repetition.
+    for sequence in [1, 1, 2, 1, 2, 3] {
+        door.publish(&subject, envelope(sequence)?).await?;
+    }
+    let rows = "SELECT count(*) FROM dispatch WHERE source = $1 AND outcome = 'success'";
+    until("three envelopes of two are done", SOON, || async { stage.number(rows, &[&sender]).await == 6 })
+        .await;
+    assert_eq!((seen.count(), seen.repeated().len()), (6, 0));
+    let decisions = "SELECT count(*) FROM dispatch_decision WHERE source = $1";
+    assert_eq!(stage.number(decisions, &[&sender]).await, 6);
     Ok(())
 }

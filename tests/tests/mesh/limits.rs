@@ -114,6 +114,34 @@ async fn p0_without_the_right_goes_as_p1_and_is_recorded_as_a_violation() -> any
 }
 
 #[tokio::test]
+async fn what_is_sent_while_a_person_waits_may_claim_p0_as_well() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let (counter, _) = counter(&stage, "counter").await?;
+    let counting = counter.name().to_owned();
+    let desk = stage
+        .mesh
+        .agent(&stage.name("desk"))
+        .capability("urgent", move |ctx: Context, n: u32| {
+            let counting = counting.clone();
+            async move {
+                let child = ctx.dispatch(&counting, "count").json(&n)?.request().await?;
+                Ok::<_, Failure>(child.id().to_string())
+            }
+        })
+        .depends_on(counter.name())
+        .register()
+        .await?;
+    let person = stage.mesh.agent(&stage.name("person")).depends_on(desk.name()).register().await?;
+    let ask = |priority| person.dispatch(desk.name(), "urgent").priority(priority).json(&1);
+    for (priority, class) in [(Priority::P0, "P0"), (Priority::P2, "P2")] {
+        let child: String = ask(priority)?.call().await?;
+        let record = stage.record(child.parse()?).await;
+        assert_eq!((record.lane.as_str(), record.class.as_str()), (class, class), "{record:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn p0_passes_a_queue_of_reports() -> anyhow::Result<()> {
     const REPORTS: u32 = 60;
     let stage = Stage::set().await;

@@ -5,6 +5,7 @@ mod breakers;
 mod calls;
 mod doors;
 mod endings;
+mod health;
 mod instances;
 mod limits;
 mod registrations;
