@@ -12,7 +12,7 @@ use protocol::envelope::{LaneEnvelope, column};
 use protocol::lineage::{self, hop};
 use protocol::{json, streams, subjects};
 
-use super::rebuild::derived_instance;
+use super::replay::derived_instance;
 use super::{Held, Home, Side, Source};
 use crate::clock;
 use crate::io::pulls::Pull;

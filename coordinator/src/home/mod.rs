@@ -5,13 +5,16 @@
 //! harmless: what a block records is replayed as recorded, what it does not record is decided anew.
 
 mod arrive;
+mod begin;
 mod complete;
 mod outlet;
 mod perform;
 mod rebuild;
+mod replay;
 mod settle;
 mod shard;
 mod slab;
+mod snapshot;
 mod views;
 
 use std::collections::HashMap;
@@ -419,6 +422,10 @@ impl Home {
             return false;
         }
         if self.recovered.completions_unread == 0 {
+            if self.began.elapsed() > UNREAD_MAX {
+                // Every completion that waited has come: nothing is left to be told a second time.
+                self.recovered.closed = HashMap::new();
+            }
             return Instant::now() >= self.unread_until;
         }
         // Completions of sources that nobody registered any more are never read.

@@ -1,0 +1,172 @@
+//! Beginning: the rules are told what was recovered, then what waits is asked for.
+
+use std::sync::Arc;
+
+use governance::{
+    Decision, Encoding, Event, InstanceId, Kind, OpenIx, Priority, Registration, Restored, Timestamp,
+    shard_of,
+};
+use protocol::audit::DecisionRow;
+use protocol::control::Breaker;
+
+use super::settle::{Origin, OwnedReply};
+use super::snapshot::OpenState;
+use super::{Home, OpenShell};
+use crate::{clock, explain};
+
+impl Home {
+    /// Tells the rules what was recovered, then asks for what waits.
+    pub(super) fn begin(&mut self) {
+        let now = clock::now();
+        let recovered = std::mem::take(&mut self.recovered);
+        for registration in &recovered.registrations {
+            self.introduce(registration);
+        }
+        for (index, open) in recovered.opens.iter().enumerate() {
+            self.restore(index, open);
+        }
+        for (source, arrival) in &recovered.quotas {
+            if let Some(source) = self.governor.agent(source) {
+                self.apply(Event::RestoreQuota { source, arrival: Timestamp(*arrival) });
+            }
+        }
+        for (source, instance, from, to) in &recovered.seen {
+            let instance = InstanceId(*instance);
+            if let Some(source) = self.governor.agent(source) {
+                self.sources_of_instances.insert(instance, source);
+            }
+            self.apply(Event::RestoreSeen { instance, from: *from, to: *to });
+        }
+        for (first, count) in &recovered.copies {
+            self.apply(Event::RestoreCopies { first: *first, count: *count });
+        }
+        for (agent, breaker) in &recovered.breakers {
+            if let Some(target) = self.governor.agent(agent) {
+                let Breaker { state, reason, .. } = *breaker;
+                self.apply(Event::RestoreBreaker { target, state, reason });
+            }
+        }
+        for agent in &recovered.paused {
+            if let Some(target) = self.governor.agent(agent) {
+                self.apply(Event::SetPaused { target, paused: true });
+            }
+        }
+        self.tell_ended(&recovered.ended);
+        tracing::info!(
+            epoch = self.epoch,
+            agents = recovered.registrations.len(),
+            open = recovered.opens.len(),
+            replayed = recovered.covered.len(),
+            unread = recovered.completions_unread,
+            "this replica is home of all shards"
+        );
+        self.recovered = recovered;
+        let body = serde_json::json!({"replica": self.replica, "epoch": self.epoch});
+        self.mesh_note(now, "takeover", &body);
+    }
+
+    /// Makes an agent known to the rules and to the shell, and reads its completions.
+    pub(super) fn introduce(&mut self, registration: &Registration) {
+        let Ok(id) = governance::AgentId::new(&registration.agent) else { return };
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.governor.apply(now, Event::AgentRegistered { registration }, &mut effects);
+        if let Some(ix) = self.governor.agent(&registration.agent) {
+            let shell = super::AgentShell {
+                name: registration.agent.as_str().into(),
+                shard: shard_of(&registration.agent),
+                id,
+                slots: registration.max_concurrent,
+                json: registration.encoding == Encoding::Json,
+            };
+            self.agents.insert(ix, shell);
+            for priority in Priority::ALL {
+                self.pull_done(ix, *priority);
+            }
+        }
+        for effect in effects.drain(..) {
+            self.perform(now, effect, None);
+        }
+        self.effects = effects;
+    }
+
+    fn restore(&mut self, index: usize, open: &OpenState) {
+        let agent = |name: &str| self.governor.agent(name);
+        let (Some(source), Some(target), Ok(first)) =
+            (agent(&open.source), agent(&open.target), open.first.parse())
+        else {
+            return tracing::error!(
+                id = open.first,
+                "an open dispatch names an agent that nobody registered"
+            );
+        };
+        let capability = self.governor.capability(&open.capability).unwrap_or(governance::NO_CAPABILITY);
+        let restored = Restored {
+            source,
+            target,
+            capability,
+            kind: open.kind,
+            class: open.class,
+            serves_person: open.serves_person,
+            first,
+            count: open.count,
+            deadline: Timestamp(open.deadline),
+            admitted: Timestamp(open.admitted),
+            order_key: open.order_key,
+            ended: open.ended.clone(),
+            open: OpenIx(index as u32),
+        };
+        self.opens.put(
+            index,
+            OpenShell {
+                source,
+                target,
+                capability: open.capability.as_str().into(),
+                kind: open.kind,
+                class: open.class,
+                lane: open.lane,
+                accepted: Timestamp(open.accepted),
+                admitted: Timestamp(open.admitted),
+                reason: open.reason,
+                reply_token: open.reply_token.as_str().into(),
+            },
+        );
+        self.apply(Event::Restore(&restored));
+    }
+
+    /// Tells ends that the former home recorded and perhaps did not get to tell.
+    fn tell_ended(&mut self, rows: &[DecisionRow]) {
+        for row in rows.iter().filter(|r| r.kind == Kind::Request) {
+            let (Some(outcome), Some(source)) = (row.outcome, self.governor.agent(&row.source)) else {
+                continue;
+            };
+            let text = self
+                .governor
+                .agent(&row.target)
+                .and_then(|t| self.governor.registration(t))
+                .and_then(|r| r.fallbacks.get(&*row.capability))
+                .filter(|_| row.decision == Decision::Fallback)
+                .and_then(|f| match f {
+                    governance::Fallback::Static(text) => Some(text.clone()),
+                    governance::Fallback::Agent(_) => None,
+                })
+                .unwrap_or_else(|| explain::refusal(row.reason, &row.source, &row.target, &row.capability));
+            self.ready_replies.push(OwnedReply {
+                source,
+                instance: row.first.instance,
+                token: Arc::clone(&row.reply_token),
+                first: row.first,
+                count: row.count,
+                outcome,
+                reason: row.reason,
+                target: Arc::clone(&row.target),
+                lane_us: 0,
+                inbox_us: 0,
+                ran_us: 0,
+                payload: text.into(),
+                content_type: String::new(),
+                origin: Origin::Nothing,
+            });
+        }
+    }
+}
