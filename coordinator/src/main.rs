@@ -107,7 +107,8 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     let (listener, address) = http::bind(&config).await?;
     let metrics = Arc::new(Metrics::new());
     let ready = Arc::new(AtomicBool::new(false));
-    let membership = Membership::open(&js, replica.clone(), format!("http://{address}")).await?;
+    let membership =
+        Membership::open(bulk.clone(), &js, replica.clone(), format!("http://{address}")).await?;
 
     let mut tasks = Supervisor::new();
     let health = Health {
@@ -119,7 +120,7 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     tasks.start("http", http::serve(listener, health));
     tasks.start("announce", membership.clone().renew(tasks.stop.clone()));
     let epoch = tokio::select! {
-        epoch = claim(&membership, &ledger, &metrics, &ready) => epoch?,
+        epoch = claim(&membership, &ledger, &metrics, &ready) => epoch,
         () = stop.cancelled() => {
             tasks.stop.cancel();
             return tasks.run().await;
@@ -135,12 +136,7 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
 }
 
 /// Claims the shards. Standing by for another home counts as ready: this replica does all that is asked of it.
-async fn claim(
-    membership: &Membership,
-    ledger: &Ledger,
-    metrics: &Metrics,
-    ready: &AtomicBool,
-) -> anyhow::Result<u64> {
+async fn claim(membership: &Membership, ledger: &Ledger, metrics: &Metrics, ready: &AtomicBool) -> u64 {
     let standing_by = async {
         loop {
             tokio::time::sleep(STAND_BY_AFTER).await;

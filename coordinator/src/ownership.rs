@@ -3,7 +3,8 @@
 //! The rule it keeps: a claim is a compare-and-set; its epoch is above every epoch seen in the owners bucket and in Redis;
 //! and nothing is decided before both outputs are fenced.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::jetstream::{Context, kv::Store};
@@ -22,9 +23,34 @@ const RENEW: Duration = Duration::from_secs(1);
 /// How often a replica that stands by looks whether the shards became free.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long the bucket remembers an announcement that is not renewed.
+const EXPIRY: Duration = Duration::from_secs(3);
+
+/// What a look at the owners found.
+enum Look {
+    /// A live replica is home.
+    Owned(String),
+    /// Another replica was faster.
+    Lost,
+    /// This replica is home now.
+    Claimed(u64),
+}
+
+/// What became of a try to claim the shards.
+#[derive(Debug)]
+enum Claim {
+    /// They are claimed, under this epoch.
+    Made(u64),
+    /// This live replica owns some of them.
+    Owned(String),
+    /// Another replica was faster.
+    Raced,
+}
+
 /// This replica among the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Membership {
+    broker: async_nats::Client,
     replicas: Store,
     owners: Store,
     name: String,
@@ -33,10 +59,15 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    pub(crate) async fn open(js: &Context, name: String, http: String) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        broker: async_nats::Client,
+        js: &Context,
+        name: String,
+        http: String,
+    ) -> anyhow::Result<Self> {
         let replicas = js.get_key_value(streams::REPLICAS_BUCKET).await?;
         let owners = js.get_key_value(streams::OWNERS_BUCKET).await?;
-        Ok(Self { replicas, owners, name, http, since_ns: clock::now().0 })
+        Ok(Self { broker, replicas, owners, name, http, since_ns: clock::now().0 })
     }
 
     async fn announce(&self) -> anyhow::Result<()> {
@@ -81,51 +112,52 @@ impl Membership {
         // An owner that is not announced counts as dead: another replica that starts now would claim over this one's head.
         self.announce().await.context("failed to announce this replica")?;
         loop {
-            if let Some(owner) = self.live_owner().await? {
-                if !waited {
+            match self.try_claim(ledger).await? {
+                Claim::Made(epoch) => return Ok(epoch),
+                Claim::Owned(owner) if !waited => {
                     tracing::info!(owner, "standing by: another replica is home of the shards");
+                    waited = true;
                 }
-                waited = true;
-            } else if let Some(epoch) = self.try_claim(ledger).await? {
-                return Ok(epoch);
+                Claim::Owned(_) | Claim::Raced => {}
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    async fn live_owner(&self) -> anyhow::Result<Option<String>> {
-        for shard in 0..SHARDS {
-            let Some(value) = self.owners.get(shard.to_string()).await? else { continue };
-            let owner: Owner =
-                serde_json::from_slice(&value).context("an entry of the owners bucket is damaged")?;
-            if owner.replica.is_empty() || owner.replica == self.name {
-                continue;
-            }
-            return Ok(self.replicas.get(&owner.replica).await?.is_some().then_some(owner.replica));
-        }
-        Ok(None)
-    }
-
-    /// Claims all shards; none where another replica was faster.
-    async fn try_claim(&self, ledger: &Ledger) -> anyhow::Result<Option<u64>> {
+    /// Claims all shards, where none of them has a live owner.
+    ///
+    /// The entries whose owners are judged are the ones that are compared and set: a claim that another replica makes in
+    /// between is either seen here or met there. All claim in the same order, so that only one gets past the first shard.
+    async fn try_claim(&self, ledger: &Ledger) -> anyhow::Result<Claim> {
         let mut revisions = Vec::with_capacity(usize::from(SHARDS));
         let mut epoch = 0;
+        let mut dead = String::new();
         for shard in 0..SHARDS {
             let entry = self.owners.entry(shard.to_string()).await?;
             let revision = entry.as_ref().map_or(0, |e| e.revision);
-            let stored =
-                entry.and_then(|e| serde_json::from_slice::<Owner>(&e.value).ok()).map_or(0, |o| o.epoch);
-            epoch = epoch.max(revision).max(stored).max(ledger.head(shard).await?.id.epoch);
+            if let Some(entry) = entry.filter(|entry| !entry.value.is_empty()) {
+                let owner: Owner = serde_json::from_slice(&entry.value)
+                    .context("an entry of the owners bucket is damaged")?;
+                let another = !owner.replica.is_empty() && owner.replica != self.name;
+                if another && owner.replica != dead {
+                    if self.replicas.get(&owner.replica).await?.is_some() {
+                        return Ok(Claim::Owned(owner.replica));
+                    }
+                    dead = owner.replica;
+                }
+                epoch = epoch.max(owner.epoch);
+            }
+            epoch = epoch.max(revision).max(ledger.head(shard).await?.id.epoch);
             revisions.push(revision);
         }
         epoch += 1;
         for (shard, revision) in revisions.into_iter().enumerate() {
             let owner = serde_json::to_vec(&Owner { replica: self.name.clone(), epoch })?;
             if self.owners.update(shard.to_string(), owner.into(), revision).await.is_err() {
-                return Ok(None);
+                return Ok(Claim::Raced);
             }
         }
-        Ok(Some(epoch))
+        Ok(Claim::Made(epoch))
     }
 
     /// Gives the shards back, so that another replica need not wait for this one's announcement to expire.

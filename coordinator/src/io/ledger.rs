@@ -15,6 +15,8 @@ use crate::home::Input;
 
 /// The pause before an append that got no answer is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// One line for so many failed tries of a block: an outage should not fill the log.
+const COMPLAIN_EVERY: u64 = 50;
 /// Far above what `appendfsync always` takes on a slow disk; a timeout only leads to the same append again.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who asks whether Redis answers does not want to wait for it.
@@ -78,6 +80,7 @@ impl Ledger {
 
     /// Appends a block, trying again for as long as Redis gives no answer: a retry is answered `same`.
     pub(crate) async fn append(&self, shard: u8, expected: Head, new: Head, block: &[u8]) -> Appended {
+        let mut tries = 0_u64;
         loop {
             let mut connection = self.redis.clone();
             let answer: redis::RedisResult<String> = self
@@ -96,7 +99,10 @@ impl Ledger {
                 Ok(word) if word == "ok" || word == "same" => return Appended::Durable,
                 Ok(head) => return Appended::Deposed(head),
                 Err(e) => {
-                    tracing::warn!(shard, error = %e, "the audit ledger does not take a block; dispatches wait");
+                    if tries.is_multiple_of(COMPLAIN_EVERY) {
+                        tracing::warn!(shard, error = %e, "the audit ledger does not take a block; dispatches wait");
+                    }
+                    tries += 1;
                     tokio::time::sleep(RETRY).await;
                 }
             }
