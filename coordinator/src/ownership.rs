@@ -36,17 +36,6 @@ enum Look {
     Claimed(u64),
 }
 
-/// What became of a try to claim the shards.
-#[derive(Debug)]
-enum Claim {
-    /// They are claimed, under this epoch.
-    Made(u64),
-    /// This live replica owns some of them.
-    Owned(String),
-    /// Another replica was faster.
-    Raced,
-}
-
 /// This replica among the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Membership {
@@ -107,28 +96,46 @@ impl Membership {
     }
 
     /// Waits until no other live replica owns a shard, then claims them all under one epoch.
-    pub(crate) async fn claim(&self, ledger: &Ledger) -> anyhow::Result<u64> {
-        let mut waited = false;
-        // An owner that is not announced counts as dead: another replica that starts now would claim over this one's head.
-        self.announce().await.context("failed to announce this replica")?;
+    ///
+    /// Nothing is claimed within one expiry of a reconnect: while the broker was away nobody could announce itself, and a home
+    /// that lives must not be taken for dead.
+    pub(crate) async fn claim(&self, ledger: &Ledger) -> u64 {
+        let (mut waited, mut connected, mut quiet_until) = (false, self.connects(), Instant::now());
         loop {
-            match self.try_claim(ledger).await? {
-                Claim::Made(epoch) => return Ok(epoch),
-                Claim::Owned(owner) if !waited => {
-                    tracing::info!(owner, "standing by: another replica is home of the shards");
-                    waited = true;
+            if connected != self.connects() {
+                connected = self.connects();
+                quiet_until = Instant::now() + EXPIRY;
+            }
+            if Instant::now() >= quiet_until {
+                match self.look(ledger).await {
+                    Ok(Look::Claimed(epoch)) => return epoch,
+                    Ok(Look::Owned(owner)) if !waited => {
+                        tracing::info!(owner, "standing by: another replica is home of the shards");
+                        waited = true;
+                    }
+                    Ok(Look::Owned(_) | Look::Lost) => {}
+                    Err(e) => {
+                        tracing::warn!(error = %format!("{e:#}"), "the owners cannot be read or set; trying again")
+                    }
                 }
-                Claim::Owned(_) | Claim::Raced => {}
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// How often this replica was connected to the broker.
+    fn connects(&self) -> u64 {
+        self.broker.statistics().connects.load(Ordering::Relaxed)
     }
 
     /// Claims all shards, where none of them has a live owner.
     ///
     /// The entries whose owners are judged are the ones that are compared and set: a claim that another replica makes in
     /// between is either seen here or met there. All claim in the same order, so that only one gets past the first shard.
-    async fn try_claim(&self, ledger: &Ledger) -> anyhow::Result<Claim> {
+    async fn look(&self, ledger: &Ledger) -> anyhow::Result<Look> {
+        // An owner that is not announced counts as dead: another replica that starts now would claim over this one's head.
+        self.announce().await.context("failed to announce this replica")?;
+        let connected = self.connects();
         let mut revisions = Vec::with_capacity(usize::from(SHARDS));
         let mut epoch = 0;
         let mut dead = String::new();
@@ -141,7 +148,7 @@ impl Membership {
                 let another = !owner.replica.is_empty() && owner.replica != self.name;
                 if another && owner.replica != dead {
                     if self.replicas.get(&owner.replica).await?.is_some() {
-                        return Ok(Claim::Owned(owner.replica));
+                        return Ok(Look::Owned(owner.replica));
                     }
                     dead = owner.replica;
                 }
@@ -150,14 +157,18 @@ impl Membership {
             epoch = epoch.max(revision).max(ledger.head(shard).await?.id.epoch);
             revisions.push(revision);
         }
+        if connected != self.connects() {
+            // Who seemed dead may have been cut off like this replica.
+            return Ok(Look::Lost);
+        }
         epoch += 1;
         for (shard, revision) in revisions.into_iter().enumerate() {
             let owner = serde_json::to_vec(&Owner { replica: self.name.clone(), epoch })?;
             if self.owners.update(shard.to_string(), owner.into(), revision).await.is_err() {
-                return Ok(Claim::Raced);
+                return Ok(Look::Lost);
             }
         }
-        Ok(Claim::Made(epoch))
+        Ok(Look::Claimed(epoch))
     }
 
     /// Gives the shards back, so that another replica need not wait for this one's announcement to expire.
