@@ -76,7 +76,11 @@ impl Governor {
         if completion.outcome == Outcome::Failure && self.open.run(open).kind == Kind::Event {
             self.on_event_failed(now, slots, completion, effects);
         } else {
-            let Completion { outcome, reason, row, .. } = *completion;
+            let Completion { mut outcome, mut reason, row, .. } = *completion;
+            if outcome == Outcome::Failure && now >= self.open.deadline(open, offset) {
+                // A handler that is told of its deadline fails in its own words; what ended it is the deadline.
+                (outcome, reason) = (Outcome::Timeout, Reason::ExpiredRunning);
+            }
             self.close(now, slots, As { outcome, reason, row: Some(row) }, effects);
         }
         segment.count

@@ -112,6 +112,20 @@ fn the_first_outcome_wins_and_what_comes_later_is_late() {
 }
 
 #[test]
+fn a_handler_that_fails_because_its_deadline_came_has_timed_out() {
+    let mut world = world();
+    let call = world.call("intent_decoder", "analyze_lead").within_ms(100);
+    world.send("lead_bot", call.times(2));
+    let admission = world.running[0];
+    world.now = Timestamp(admission.deadline.0 - 1);
+    let effects = world.end(&Admission { count: 1, ..admission }, Outcome::Failure, 99);
+    assert_eq!(world.told(&effects), ["close 0+1 failure handler_failed"]);
+    world.now = admission.deadline;
+    let effects = world.end(&Admission { first: 1, count: 1, ..admission }, Outcome::Failure, 100);
+    assert_eq!(world.told(&effects)[0], "close 1+1 timeout expired_running");
+}
+
+#[test]
 fn a_completion_by_another_than_the_target_is_late() {
     let mut world = world();
     let call = world.call("intent_decoder", "analyze_lead");
