@@ -91,7 +91,7 @@ run_bench() {
   [[ -r $ROOT/loadgen/mesh.toml ]] && STACK_POLICY=$ROOT/loadgen/mesh.toml
   stack_options "$@"
   [[ ${REST[0]:--} != -* ]] ||
-    die "bench needs a scenario: throughput, latency, request, governance, audit or trace"
+    die "bench needs a scenario: throughput, latency, request or governance"
   clean_up_at_exit
   setup_servers
   build_release
