@@ -181,7 +181,7 @@ impl Metrics {
         self.lane_seconds.get_or_create(&ByPriority { priority: p.name() }).observe(waited.as_secs_f64());
     }
 
-    pub(crate) fn ended(&self, _outcome: Outcome, reason: Reason, p: Priority, count: u32) {
+    pub(crate) fn ended(&self, reason: Reason, p: Priority, count: u32) {
         self.ended
             .get_or_create(&ByReason { priority: p.name(), reason: reason.name() })
             .inc_by(count.into());
@@ -190,14 +190,7 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn completed(
-        &self,
-        outcome: Outcome,
-        p: Priority,
-        count: u32,
-        latency: Duration,
-        _ran_us: u32,
-    ) {
+    pub(crate) fn completed(&self, outcome: Outcome, p: Priority, count: u32, latency: Duration) {
         self.completed
             .get_or_create(&ByOutcome { priority: p.name(), outcome: outcome.name() })
             .inc_by(count.into());

@@ -17,7 +17,7 @@ use protocol::{streams, subjects};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::home::{Command, Input, unavailable};
+use crate::home::{Command, Input};
 use crate::ownership::Membership;
 
 /// Everything that answering needs.
@@ -73,7 +73,11 @@ impl Service {
         let role = self.policy.role_name(&registration.agent).to_owned();
         let command = Command::Register { registration: Box::new(registration), respond };
         if self.home.send(Input::Command(command)).await.is_err() || registered.await.is_err() {
-            return unavailable();
+            return refused(
+                "mesh",
+                "the coordinator is starting or stopping".to_owned(),
+                "try again in a moment",
+            );
         }
         Verdict {
             accepted: true,

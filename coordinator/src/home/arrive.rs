@@ -212,7 +212,7 @@ impl Home {
         row.reason = Reason::Malformed;
         row.outcome = Some(Outcome::Rejected);
         row.hashes = vec![self.key.hash(&message.payload)];
-        self.metrics.ended(Outcome::Rejected, Reason::Malformed, lane.priority, 1);
+        self.metrics.ended(Reason::Malformed, lane.priority, 1);
         let source = self.agents[&lane.source].clone();
         let signal =
             Signal::Refused { stream: streams::lanes(lane.priority), sequence, message: why.to_owned() };

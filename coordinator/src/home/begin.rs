@@ -22,8 +22,12 @@ impl Home {
         for registration in &recovered.registrations {
             self.introduce(registration);
         }
-        for (index, open) in recovered.opens.iter().enumerate() {
-            self.restore(index, open);
+        // The handles of restored runs are dense: one that cannot be restored takes none.
+        let mut handle = 0;
+        for open in &recovered.opens {
+            if self.restore(handle, open) {
+                handle += 1;
+            }
         }
         for (source, arrival) in &recovered.quotas {
             if let Some(source) = self.governor.agent(source) {
@@ -90,15 +94,14 @@ impl Home {
         self.effects = effects;
     }
 
-    fn restore(&mut self, index: usize, open: &OpenState) {
+    /// Restores an open run under a handle; false where an agent in it is not registered.
+    fn restore(&mut self, index: usize, open: &OpenState) -> bool {
         let agent = |name: &str| self.governor.agent(name);
         let (Some(source), Some(target), Ok(first)) =
             (agent(&open.source), agent(&open.target), open.first.parse())
         else {
-            return tracing::error!(
-                id = open.first,
-                "an open dispatch names an agent that nobody registered"
-            );
+            tracing::error!(id = open.first, "an open dispatch names an agent that nobody registered");
+            return false;
         };
         let capability = self.governor.capability(&open.capability).unwrap_or(governance::NO_CAPABILITY);
         let restored = Restored {
@@ -132,6 +135,7 @@ impl Home {
             },
         );
         self.apply(Event::Restore(&restored));
+        true
     }
 
     /// Tells ends that the former home recorded and perhaps did not get to tell.

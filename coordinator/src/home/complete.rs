@@ -85,18 +85,8 @@ impl Home {
                 }
             })
             .collect();
-        let now = clock::now();
-        let mut effects = std::mem::take(&mut self.effects);
-        self.governor.apply(
-            now,
-            Event::Completed { source, target, completions: &completions },
-            &mut effects,
-        );
         let reported = Reported { at, target, bytes, rows: &rows, starts: &starts };
-        for effect in effects.drain(..) {
-            self.perform(now, effect, Some(&reported));
-        }
-        self.effects = effects;
+        self.apply_reported(Event::Completed { source, target, completions: &completions }, Some(&reported));
         self.release_done(at);
     }
 
@@ -124,7 +114,7 @@ impl Home {
             runner: row.as_ref().map_or(InstanceId(0), |(_, r)| r.rows.runner),
             response: row.as_ref().map_or([0; HASH_BYTES], |(r, _)| self.key.hash(r.payload)),
         };
-        self.metrics.completed(c.outcome, open.class, u32::from(c.count), now.since(open.accepted), ran_us);
+        self.metrics.completed(c.outcome, open.class, u32::from(c.count), now.since(open.accepted));
         let shard = usize::from(self.agents[&open.source].shard);
         let stage = self.shards[shard].stage();
         stage.completions.push(record);

@@ -26,7 +26,7 @@ use governance::{
     AgentIx, Beat, Effect, Event, Governor, InstanceId, Lane, Priority, Registration, Timestamp,
 };
 use protocol::AuditKey;
-use protocol::control::{Alert, Extended, OpenAnswer, Operation, Verdict};
+use protocol::control::{Alert, Extended, OpenAnswer, Operation};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,7 @@ use crate::io::outbox::Publish;
 use crate::io::pulls::{Pull, Source};
 use crate::io::replies::Reply;
 use crate::metrics::Metrics;
+use complete::Reported;
 use outlet::Outlet;
 use shard::Shard;
 use slab::Slab;
@@ -388,11 +389,16 @@ impl Home {
 
     /// Gives an event to the rules and performs what they want.
     fn apply(&mut self, event: Event<'_>) {
+        self.apply_reported(event, None);
+    }
+
+    /// The same for completions, whose message the effects refer to by row.
+    fn apply_reported(&mut self, event: Event<'_>, reported: Option<&Reported<'_>>) {
         let now = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         self.governor.apply(now, event, &mut effects);
         for effect in effects.drain(..) {
-            self.perform(now, effect, None);
+            self.perform(now, effect, reported);
         }
         self.effects = effects;
     }
@@ -469,18 +475,4 @@ pub(crate) struct Setup {
     /// Asked only whether it is connected.
     pub(crate) broker: async_nats::Client,
     pub(crate) metrics: Arc<Metrics>,
-}
-
-/// The answer of a registration that did not reach the home.
-pub(crate) fn unavailable() -> Verdict {
-    Verdict {
-        accepted: false,
-        problems: vec![protocol::control::Problem {
-            field: "mesh".into(),
-            message: "the coordinator is starting or stopping".into(),
-            fix: "try again in a moment".into(),
-        }],
-        warnings: Vec::new(),
-        terms: None,
-    }
 }

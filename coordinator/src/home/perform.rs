@@ -61,8 +61,7 @@ impl Home {
             Effect::Deferral { on, p0_delay } => self.deferral_changed(now, on, p0_delay),
             Effect::Demoted { message, first, count, source } => {
                 self.metrics.demoted(u32::from(count));
-                let sequence = self.held.get(message.ix()).map(|h| (h.instance, h.blocks.len()));
-                let instance = sequence.map(|(i, _)| i.to_string()).unwrap_or_default();
+                let instance = self.held.get(message.ix()).map(|h| h.instance.to_string());
                 let body = serde_json::json!({"instance": instance, "first_slot": first, "count": count});
                 self.note(now, "demotion", source, &body);
             }
@@ -223,7 +222,7 @@ impl Home {
             outcome: Some(e.outcome),
             ..self.decision_row(at, now, (e.first, e.count, e.copy))
         };
-        self.metrics.ended(e.outcome, e.reason, e.class, u32::from(e.count));
+        self.metrics.ended(e.reason, e.class, u32::from(e.count));
         let shard = usize::from(self.agents[&source].shard);
         let reply = (e.kind == Kind::Request).then(|| {
             let text = e.fallback.as_deref().map_or_else(
