@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The commands of ./dev that put a stack around something: setup, up, down, stack-run, demo, bench.
+# The commands of ./dev that run something, most of them with a stack around it: setup, up, down, stack-run, demo, bench,
+# chaos, simulate.
 # Whatever ends this script ends what it started, except what `up` is asked to leave.
 
 readonly UP_DIR=$ROOT/target/stack
@@ -78,12 +79,21 @@ run_in_stack() {
 }
 
 run_demo() {
-  [[ -r $ROOT/examples/real-estate/mesh.toml ]] && STACK_POLICY=$ROOT/examples/real-estate/mesh.toml
-  stack_options "$@"
+  local arguments=() argument scene=demo policy=mesh.toml
+  for argument in "$@"; do
+    if [[ $argument == --peak ]]; then
+      scene=peak
+      policy=peak.toml
+    else
+      arguments+=("$argument")
+    fi
+  done
+  [[ -r $ROOT/examples/real-estate/$policy ]] && STACK_POLICY=$ROOT/examples/real-estate/$policy
+  stack_options "${arguments[@]}"
   clean_up_at_exit
   setup_servers
   build_release
-  in_scratch_stack "$ROOT/target/release/real-estate" demo "${REST[@]}"
+  in_scratch_stack "$ROOT/target/release/real-estate" "$scene" "${REST[@]}"
 }
 
 run_bench() {
@@ -102,6 +112,24 @@ run_bench() {
   fi
 }
 
+run_chaos() {
+  STACK_POLICY=$ROOT/tests/chaos.toml
+  COORDINATORS=3
+  stack_options "$@"
+  clean_up_at_exit
+  setup_servers
+  build_release
+  in_scratch_stack "$ROOT/target/release/chaos" "${REST[@]}"
+}
+
+# Without arguments, as many seeds as ten minutes allow, other ones each time.
+run_simulate() {
+  clean_up_at_exit
+  build_release
+  (($# > 0)) || set -- --seconds 600 --seed "$(date +%s)" --log "$ROOT/target/events.jsonl"
+  run_child "$ROOT/target/release/simulator" "$@"
+}
+
 # stack_options ARGUMENT...: takes what concerns the stack, leaves the others in REST. All after -- is left as it is.
 stack_options() {
   REST=()
@@ -114,8 +142,8 @@ stack_options() {
         break
         ;;
       --servers-only) STACK_SERVERS_ONLY=yes ;;
-      --storage=* | --profile=* | --coordinators=* | --policy=*) stack_option "${1%%=*}" "${1#*=}" ;;
-      --storage | --profile | --coordinators | --policy)
+      --storage=* | --profile=* | --coordinators=* | --replicas=* | --nats-nodes=* | --policy=*) stack_option "${1%%=*}" "${1#*=}" ;;
+      --storage | --profile | --coordinators | --replicas | --nats-nodes | --policy)
         (($# >= 2)) || die "$1 needs a value"
         value=$2
         stack_option "$1" "$value"
@@ -131,14 +159,16 @@ stack_option() {
   case $1=$2 in
     --storage=file | --storage=memory) STACK_STORAGE=$2 ;;
     --profile=fast | --profile=no-loss) STACK_PROFILE=$2 ;;
-    --coordinators=[1-9]) COORDINATORS=$2 ;;
+    --coordinators=[1-9] | --replicas=[1-9]) COORDINATORS=$2 ;;
+    --nats-nodes=1 | --nats-nodes=3) NATS_NODES=$2 ;;
     --policy=?*)
       [[ -r $2 ]] || die "there is no policy file $2"
       STACK_POLICY=$(realpath -- "$2")
       ;;
     --storage=*) die "--storage is file or memory, not '$2'" ;;
+    --nats-nodes=*) die "--nats-nodes is 1 or 3, not '$2'" ;;
     --profile=*) die "--profile is fast or no-loss, not '$2'" ;;
-    *) die "--coordinators is a number from 1 to 9, not '$2'" ;;
+    *) die "$1 is a number from 1 to 9, not '$2'" ;;
   esac
 }
 

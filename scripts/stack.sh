@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# One stack: nats-server, Redis, PostgreSQL, coordinators and the archiver, in one folder, on loopback ports of their own.
+# One stack: nats-server or a cluster of three, Redis, PostgreSQL, coordinators and the archiver, in one folder, on loopback
+# ports of their own.
 #
 #   STACK/mesh.env    how to reach it            STACK/run/NAME.{pid,ready,hold,…}   see supervise.sh
 #   STACK/logs/       one file per process       STACK/data/                         what the servers keep
@@ -15,14 +16,16 @@ STACK_STORAGE=${STACK_STORAGE:-file}
 STACK_PROFILE=${STACK_PROFILE:-fast}
 STACK_POLICY=${STACK_POLICY:-$ROOT/mesh.toml}
 COORDINATORS=${COORDINATORS:-2}
+NATS_NODES=${NATS_NODES:-1}
 
-readonly SERVERS=(nats redis postgres)
 readonly START_SECONDS=60
 readonly START_TRIES=3
 # What a stack needs to come up and run a demo; below it the servers fail one after another in ways hard to read.
 readonly DISK_KB_MINIMUM=$((1024 * 1024))
 
-NATS_PORT='' NATS_MONITOR_PORT='' REDIS_PORT='' POSTGRES_PORT=''
+REDIS_PORT='' POSTGRES_PORT=''
+# One of each for each node of the broker; a broker of one node has no routes.
+NATS_PORTS=() NATS_MONITOR_PORTS=() NATS_ROUTE_PORTS=()
 COORDINATOR_PORTS=()
 STACK_NAME=''
 DATABASE_PASSWORD=''
@@ -39,11 +42,12 @@ stack_start() {
   prepare_data
   ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
 
-  launch nats
+  choose_nats_ports
+  each_nats launch
   launch redis
   prepare_postgres
   launch postgres
-  settle nats
+  each_nats settle
   settle redis
   settle postgres
   create_database
@@ -97,7 +101,7 @@ not() { ! "$@"; }
 supervised() {
   local pid
   pid=$(cat "$1/run/$2.supervisor" 2>/dev/null) || return 1
-  alive "$pid" && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "supervise.sh $1 $2 "
+  alive "$pid" && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "supervise.sh $1 $2 "
 }
 
 # stack_up_count FOLDER: how many supervisors run.
@@ -146,8 +150,9 @@ prepare_data() {
   fi
   DATA=$(readlink -f "$DATA")
   chmod 755 "$DATA"
+  remember_nats_nodes
   local server
-  for server in "${SERVERS[@]}"; do
+  for server in $(each_nats echo) redis postgres; do
     mkdir -p "$DATA/$server"
     own "$DATA/$server"
   done
@@ -155,6 +160,22 @@ prepare_data() {
   as_server_user test -x "$NATS_SERVER" && return
   install -m 755 "$NATS_SERVER" "$DATA/nats-server"
   NATS_SERVER=$DATA/nats-server
+}
+
+# A node's data is of no use to a broker with another number of them.
+remember_nats_nodes() {
+  local file=$DATA/nats.nodes before
+  before=$(cat "$file" 2>/dev/null) || if [[ -d $DATA/nats ]]; then before=1; else before=$NATS_NODES; fi
+  ((before == NATS_NODES)) ||
+    die "the broker of $DATA has $before nodes; start it with --nats-nodes $before, or remove the folder to start anew"
+  printf '%s\n' "$NATS_NODES" >"$file"
+}
+
+# each_nats COMMAND: with the name of each node.
+each_nats() {
+  local index
+  ((NATS_NODES > 1)) || { "$1" nats; return; }
+  for ((index = 0; index < NATS_NODES; index++)); do "$1" "nats-$index"; done
 }
 
 own() {
@@ -166,7 +187,7 @@ own() {
 launch() {
   rm -f "$STACK/run/$1".*
   case $1 in
-    nats) launch_nats ;;
+    nats | nats-*) launch_nats "$1" ;;
     redis) launch_redis ;;
     postgres) launch_postgres ;;
     coordinator-*) launch_coordinator "${1#coordinator-}" ;;
@@ -177,14 +198,36 @@ launch() {
 
 usual() { [[ -z $PREFER_USUAL_PORTS ]] || printf '%s' "$1"; }
 
+# All before the first node starts, since each is told where the others are.
+choose_nats_ports() {
+  local index
+  for ((index = 0; index < NATS_NODES; index++)); do
+    choose_port "NATS_PORTS[$index]" "$(usual $((4222 + index)))"
+    choose_port "NATS_MONITOR_PORTS[$index]" "$(usual $((8222 + index)))"
+    ((NATS_NODES == 1)) || choose_port "NATS_ROUTE_PORTS[$index]" "$(usual $((6222 + index)))"
+  done
+}
+
+# launch_nats NAME
 launch_nats() {
-  local sync=2m
+  local name=$1 index=${1#nats} sync=2m server_name=$STACK_NAME cluster=() routes port
+  index=${index#-}
+  index=${index:-0}
   [[ $STACK_PROFILE == no-loss ]] && sync=always
-  choose_port NATS_PORT "$(usual 4222)"
-  choose_port NATS_MONITOR_PORT "$(usual 8222)"
-  probe_with nats "$NATS_PORT" "$NATS_MONITOR_PORT" "$STACK_NAME"
-  supervise nats TERM "$SERVER_USER" env "MESH_NATS_SYNC_INTERVAL=$sync" "$NATS_SERVER" -c "$DATA/nats.conf" \
-    -a 127.0.0.1 -p "$NATS_PORT" -m "$NATS_MONITOR_PORT" -sd "$DATA/nats" -n "$STACK_NAME"
+  # Ports somebody took since they were chosen. The other nodes hear of new ones from this one.
+  for port in NATS_PORTS NATS_MONITOR_PORTS NATS_ROUTE_PORTS; do
+    local -n ports=$port
+    [[ -z ${ports[index]:-} ]] || ! port_taken "${ports[index]}" || choose_port "$port[$index]"
+  done
+  if ((NATS_NODES > 1)); then
+    server_name=$STACK_NAME-$index
+    routes=$(printf ',nats://127.0.0.1:%s' "${NATS_ROUTE_PORTS[@]}")
+    cluster=(--cluster "nats://127.0.0.1:${NATS_ROUTE_PORTS[index]}" --cluster_name "$STACK_NAME" --routes "${routes#,}")
+  fi
+  probe_with "$name" "${NATS_PORTS[index]}" "${NATS_MONITOR_PORTS[index]}" "$server_name"
+  supervise "$name" TERM "$SERVER_USER" env "MESH_NATS_SYNC_INTERVAL=$sync" "$NATS_SERVER" -c "$DATA/nats.conf" \
+    -a 127.0.0.1 -p "${NATS_PORTS[index]}" -m "${NATS_MONITOR_PORTS[index]}" -sd "$DATA/$name" -n "$server_name" \
+    "${cluster[@]}"
 }
 
 launch_redis() {
@@ -280,7 +323,9 @@ probe() {
   local a b c
   read -r a b c <"$STACK/run/$1.probe" || true
   case $1 in
-    nats) [[ $(first_line "$a") == *"\"server_name\":\"$c\""* ]] && http_ok "$b" '/healthz?js-enabled-only=true' ;;
+    nats) nats_is "$a" "$c" && http_ok "$b" '/healthz?js-enabled-only=true' ;;
+    # It has caught up, and follows or leads: for a cluster that begins, a leader is elected.
+    nats-*) nats_is "$a" "$c" && http_ok "$b" /healthz ;;
     redis) [[ $(redis_process "$a") == "$(process_id redis)" ]] ;;
     postgres) POSTGRES_PORT=$a DATABASE_PASSWORD=$(<"$STACK/postgres.password") query postgres 'SELECT 1' >/dev/null ;;
     coordinator-*) [[ -s $STACK/run/$1.addr ]] && http_ok "$a" /readyz ;;
@@ -291,6 +336,9 @@ probe() {
       ;;
   esac
 }
+
+# nats_is PORT NAME: the server on a port has this name.
+nats_is() { [[ $(first_line "$1") == *"\"server_name\":\"$2\""* ]]; }
 
 process_id() { cat "$STACK/run/$1.pid" 2>/dev/null; }
 
@@ -341,20 +389,22 @@ fail_with_log() {
 }
 
 write_env() {
-  local urls='' port sync=default
+  local urls='' nats monitors port sync=default
+  nats=$(printf ',nats://127.0.0.1:%s' "${NATS_PORTS[@]}")
+  monitors=$(printf ',http://127.0.0.1:%s' "${NATS_MONITOR_PORTS[@]}")
   for port in "${COORDINATOR_PORTS[@]}"; do urls+=",http://127.0.0.1:$port"; done
   [[ $STACK_PROFILE == no-loss ]] && sync=always
   (
     umask 077
     cat >"$STACK/mesh.env.new" <<END
-MESH_NATS_URL=nats://127.0.0.1:$NATS_PORT
-MESH_NATS_MONITOR_URL=http://127.0.0.1:$NATS_MONITOR_PORT
+MESH_NATS_URL=${nats#,}
+MESH_NATS_MONITOR_URL=${monitors#,}
 MESH_REDIS_URL=redis://127.0.0.1:$REDIS_PORT
 MESH_POSTGRES_URL=postgres://mesh:$DATABASE_PASSWORD@127.0.0.1:$POSTGRES_PORT/mesh
 MESH_POLICY=$STACK_POLICY
 MESH_AUDIT_KEY_FILE=$STACK/audit.key
 MESH_STORAGE=$STACK_STORAGE
-MESH_STREAM_REPLICAS=1
+MESH_STREAM_REPLICAS=$NATS_NODES
 MESH_COORDINATORS=${urls#,}
 MESH_NATS_SYNC=$sync
 MESH_REDIS_FSYNC=always

@@ -22,6 +22,11 @@ run_test() {
     # Most system tests wait most of the time, so that more of them than there are cores run side by side.
     stage system "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 -- \
       env RUST_TEST_THREADS=8 cargo test -p mesh-tests --release --locked --no-fail-fast || true
+    stage simulate "$logs" "$ROOT/target/release/simulator" --seed 1 --seeds 200 || true
+    # The way of a dispatch, and what is lost or stands still. Not all of them: in a cluster each consumer is a group of its own
+    # that elects and beats, and the agents of all tests together are more than three nodes on one small machine hold.
+    stage cluster "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 --nats-nodes 3 -- \
+      "$ROOT/scripts/cluster-tests.sh" || true
     compose_stage "$logs"
   fi
 

@@ -2,8 +2,17 @@
 //!
 //! The rule it keeps: idempotent; what exists is updated, never deleted, but for consumers of former epochs.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::time::{Duration, Instant};
+
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::context::{
+    CreateKeyValueError, CreateKeyValueErrorKind, CreateStreamError, CreateStreamErrorKind,
+};
+use async_nats::jetstream::stream::{
+    self, ConsumerError, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType,
+};
 use async_nats::jetstream::{Context, kv};
 use futures::TryStreamExt;
 use governance::{AgentId, Priority};
@@ -31,13 +40,21 @@ impl Storage {
 }
 
 /// How long an entry of the bucket of replicas lives without renewal.
-const REPLICA_TTL: std::time::Duration = std::time::Duration::from_secs(3);
+const REPLICA_TTL: Duration = Duration::from_secs(3);
+
+/// How long the broker may take to make one thing: an election, and those that asked at the same moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it is given to answer once. What is asked for is made within a fraction of it, or the answer is lost.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const PAUSE_MS_MAX: u64 = 400;
 
 /// Makes sure that every stream and bucket of the mesh exists with the settings of this build.
 ///
 /// # Errors
 /// When the broker refuses one or does not answer.
 pub async fn ensure(js: &Context, storage: Storage, replicas: usize) -> Result<(), Error> {
+    let mut js = js.clone();
+    js.set_timeout(ANSWER_WITHIN);
     for s in streams::all() {
         let config = stream::Config {
             name: s.name.clone(),
@@ -57,13 +74,16 @@ pub async fn ensure(js: &Context, storage: Storage, replicas: usize) -> Result<(
             num_replicas: replicas,
             ..Default::default()
         };
-        js.create_or_update_stream(config).await.map_err(api(format!("create the stream {}", s.name)))?;
+        patiently(|| js.create_or_update_stream(config.clone()))
+            .await
+            .map_err(api(format!("create the stream {}", s.name)))?;
     }
     for (bucket, max_age) in [
         (streams::AGENTS_BUCKET, None),
         (streams::POLICY_BUCKET, None),
         (streams::OWNERS_BUCKET, None),
         (streams::BREAKERS_BUCKET, None),
+        (streams::SCALE_BUCKET, None),
         (streams::REPLICAS_BUCKET, Some(REPLICA_TTL)),
     ] {
         let config = kv::Config {
@@ -74,16 +94,66 @@ pub async fn ensure(js: &Context, storage: Storage, replicas: usize) -> Result<(
             num_replicas: replicas,
             ..Default::default()
         };
-        js.create_or_update_key_value(config).await.map_err(api(format!("create the bucket {bucket}")))?;
+        patiently(|| js.create_or_update_key_value(config.clone()))
+            .await
+            .map_err(api(format!("create the bucket {bucket}")))?;
     }
     Ok(())
 }
 
-async fn consumer(js: &Context, stream: &str, config: pull::Config) -> Result<(), Error> {
+/// Tries until the broker has an answer. A cluster that elects a leader has none, nor has one of which several replicas ask
+/// the same at the same moment: it makes what was asked for, and tells nobody.
+async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, E> {
+    let started = Instant::now();
+    loop {
+        match attempt().await {
+            Err(e) if e.passes() && started.elapsed() < PATIENCE => {
+                tracing::info!(error = %e, "the broker is asked again");
+                tokio::time::sleep(pause()).await;
+            }
+            end => return end,
+        }
+    }
+}
+
+/// Another one each time, so that replicas which start together do not ask together again.
+fn pause() -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    Duration::from_millis(random % PAUSE_MS_MAX)
+}
+
+/// Whether an error may pass by itself.
+trait Passing: std::fmt::Display {
+    fn passes(&self) -> bool;
+}
+
+impl Passing for CreateStreamError {
+    fn passes(&self) -> bool {
+        matches!(self.kind(), CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable)
+    }
+}
+
+impl Passing for CreateKeyValueError {
+    fn passes(&self) -> bool {
+        // What the stream below it was refused for is not told apart.
+        matches!(self.kind(), CreateKeyValueErrorKind::TimedOut | CreateKeyValueErrorKind::JetStream)
+    }
+}
+
+impl Passing for ConsumerError {
+    fn passes(&self) -> bool {
+        matches!(self.kind(), ConsumerErrorKind::TimedOut)
+    }
+}
+
+/// Makes a consumer; how many messages wait for it.
+async fn consumer(js: &Context, stream: &str, config: pull::Config) -> Result<u64, Error> {
     let name = config.durable_name.clone().unwrap_or_default();
-    js.create_consumer_on_stream(config, stream)
+    patiently(|| js.create_consumer_on_stream(config.clone(), stream))
         .await
-        .map(drop)
+        .map(|consumer| consumer.cached_info().num_pending)
         .map_err(api(format!("create the consumer {name} on {stream}")))
 }
 
@@ -109,12 +179,13 @@ pub async fn ensure_inbox_consumers(js: &Context, agent: &AgentId) -> Result<(),
     .map(drop)
 }
 
-/// Makes the consumers by which the home of a source reads its lanes and its completions, under its epoch.
+/// Makes the consumers by which the home of a source reads its lanes and its completions, under its epoch. How many
+/// messages with completions wait.
 ///
 /// # Errors
 /// When the broker refuses one or does not answer.
-pub async fn ensure_source_consumers(js: &Context, agent: &AgentId, epoch: u64) -> Result<(), Error> {
-    futures::future::try_join_all(Priority::ALL.iter().map(|p| async move {
+pub async fn ensure_source_consumers(js: &Context, agent: &AgentId, epoch: u64) -> Result<u64, Error> {
+    let waiting = futures::future::try_join_all(Priority::ALL.iter().map(|p| async move {
         let lane = pull::Config {
             durable_name: Some(streams::lane_consumer(agent, epoch)),
             filter_subject: subjects::lane_filter(*p, agent),
@@ -128,8 +199,8 @@ pub async fn ensure_source_consumers(js: &Context, agent: &AgentId, epoch: u64) 
         };
         consumer(js, streams::DONE, done).await
     }))
-    .await
-    .map(drop)
+    .await?;
+    Ok(waiting.into_iter().sum())
 }
 
 fn held_by_home() -> pull::Config {
@@ -152,25 +223,25 @@ pub async fn delete_former_consumers(
     js: &Context,
     epoch_of: impl Fn(&str) -> Option<u64>,
 ) -> Result<usize, Error> {
-    let mut deleted = 0;
     let names = Priority::ALL.iter().map(|p| streams::lanes(*p)).chain([streams::DONE.to_owned()]);
-    for name in names {
-        let stream = js.get_stream(&name).await.map_err(api(format!("look up the stream {name}")))?;
+    let epoch_of = &epoch_of;
+    let deletions = names.map(|name| async move {
+        let stream = js.get_stream_no_info(&name).await.map_err(api(format!("look up the stream {name}")))?;
         let consumers: Vec<String> = stream
             .consumer_names()
             .try_collect()
             .await
             .map_err(api(format!("list the consumers of {name}")))?;
-        for consumer in consumers {
-            let Some((agent, epoch)) = streams::consumer_epoch(&consumer) else { continue };
-            if epoch_of(agent).is_some_and(|now| epoch < now) {
-                stream
-                    .delete_consumer(&consumer)
-                    .await
-                    .map_err(api(format!("delete the consumer {consumer}")))?;
-                deleted += 1;
-            }
-        }
-    }
-    Ok(deleted)
+        let former = consumers.into_iter().filter(|consumer| {
+            streams::consumer_epoch(consumer)
+                .is_some_and(|(agent, epoch)| epoch_of(agent).is_some_and(|now| epoch < now))
+        });
+        let stream = &stream;
+        let deletions = former.map(|consumer| async move {
+            let deleted = stream.delete_consumer(&consumer).await;
+            deleted.map(drop).map_err(api(format!("delete the consumer {consumer}")))
+        });
+        futures::future::try_join_all(deletions).await.map(|deleted| deleted.len())
+    });
+    Ok(futures::future::try_join_all(deletions).await?.into_iter().sum())
 }

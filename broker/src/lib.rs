@@ -9,7 +9,7 @@ mod ensure;
 mod publisher;
 mod pump;
 
-pub use connect::connect;
+pub use connect::{connect, servers};
 pub use ensure::{Storage, delete_former_consumers, ensure, ensure_inbox_consumers, ensure_source_consumers};
 pub use publisher::{Fence, PubAck, PublishError, Publisher};
 pub use pump::{Ended, Message, Pulled, Pump};

@@ -25,7 +25,12 @@ const SWEEP: Duration = Duration::from_millis(500);
 
 const FULL: u64 = 10_077;
 const STREAM_BYTES_EXCEEDED: u64 = 10_047;
-const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+/// The broker compared the fence with what was expected, and tells where it lies.
+const FENCE_MOVED: u64 = 10_071;
+/// The broker did not compare: with three replicas it has one conditional publish of a fence under way at a time.
+const FENCE_BUSY: u64 = 10_164;
+/// A publish under the same message id is under way between the replicas.
+const ID_BUSY: u64 = 10_158;
 
 /// The broker has stored it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,9 @@ pub enum PublishError {
 }
 
 /// The fence of a home in one stream: its publishes carry the sequence at which its fence message lies.
+///
+/// A broker with one replica compares it for any number of publishes in flight. With three it takes one of each fence at a
+/// time and turns the others away undecided, so that whoever publishes much keeps at most one under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
     /// The fence subject.
@@ -225,13 +233,55 @@ fn judge(ack: &async_nats::Message) -> Result<PubAck, PublishError> {
     match ack.error {
         None => Ok(PubAck { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate }),
         Some(e) if e.err_code == FULL || e.err_code == STREAM_BYTES_EXCEEDED => Err(PublishError::Full),
-        Some(e) if WRONG_LAST_SEQUENCE.contains(&e.err_code) => Err(PublishError::Fenced),
-        // Without a code of its own, the server is busy or short of something that may come back.
-        Some(e)
-            if e.err_code == 0 || e.err_code == 10_008 || e.err_code == 10_023 || e.err_code == 10_167 =>
-        {
-            Err(PublishError::Unconfirmed(e.description))
-        }
+        // A fence that lies nowhere was not read: a leader that is stopping has closed its store.
+        Some(e) if e.err_code == FENCE_MOVED && !e.description.ends_with(": 0") => Err(PublishError::Fenced),
+        Some(e) if passes(e.err_code) => Err(PublishError::Unconfirmed(e.description)),
         Some(e) => Err(PublishError::Refused(e.description)),
+    }
+}
+
+/// Whether a refusal is no decision. Without a code of its own, the server is busy or short of something that may come back.
+fn passes(code: u64) -> bool {
+    [0, 10_008, 10_023, 10_167, FENCE_BUSY, FENCE_MOVED, ID_BUSY].contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(body: &str) -> Result<PubAck, PublishError> {
+        judge(&async_nats::Message {
+            subject: "_INBOX.x.1".into(),
+            reply: None,
+            payload: Bytes::from(body.to_owned()),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        })
+    }
+
+    fn refused(code: u64, why: &str) -> Result<PubAck, PublishError> {
+        told(&format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"{why}"}}}}"#))
+    }
+
+    #[test]
+    fn only_a_fence_that_lies_elsewhere_tells_that_a_home_was_deposed() {
+        assert_eq!(refused(10_071, "wrong last sequence: 215"), Err(PublishError::Fenced));
+        for (code, why) in [
+            (10_071, "wrong last sequence: 0"),
+            (10_164, "wrong last sequence"),
+            (10_158, "duplicate message id is in process"),
+            (10_008, "JetStream system temporarily unavailable"),
+        ] {
+            assert_eq!(refused(code, why), Err(PublishError::Unconfirmed(why.to_owned())));
+        }
+    }
+
+    #[test]
+    fn what_will_never_be_stored_is_told_apart_from_what_has_no_room_yet() {
+        assert_eq!(refused(10_077, "maximum messages per subject exceeded"), Err(PublishError::Full));
+        let refused = refused(10_054, "message size exceeds maximum allowed");
+        assert!(matches!(refused, Err(PublishError::Refused(_))));
     }
 }

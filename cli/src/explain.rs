@@ -121,6 +121,14 @@ const MEANINGS: &[(Reason, &str)] = &[
     (Reason::ProbeDue, "The time for a probe has come: the next dispatch goes as one."),
     (Reason::DepthSustained, "The queue was deep for so long that one more instance is wanted."),
     (Reason::UtilisationLow, "The instances were idle for so long that one less is enough."),
+    (
+        Reason::TargetFrozen,
+        "Runs are under way and none has succeeded for long: the agent waits for something that more instances do not help.",
+    ),
+    (
+        Reason::ScalingNoGain,
+        "The last instance more did not let more succeed, so one more is not started: look at what the agent depends on.",
+    ),
 ];
 
 #[cfg(test)]

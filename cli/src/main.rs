@@ -18,7 +18,10 @@ mod moment;
 mod operate;
 mod output;
 mod policy;
+mod replay;
 mod report;
+mod run;
+mod shards;
 mod trace;
 
 use std::process::ExitCode;
@@ -91,6 +94,14 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// What a reason means that stands in a reply, in the audit or in a metric.
     Explain(explain::ExplainArgs),
+    /// Keeps as many instances of an agent running as the mesh wants, as processes here or as containers of Compose.
+    #[command(after_help = run::EXAMPLES)]
+    Run(run::RunArgs),
+    /// Which coordinator is home of which shard, and of which agents by that.
+    Shards,
+    /// Steps through an event log of the simulator.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Checks everything that the mesh needs, and says how to mend what is wrong.
     Doctor,
 }
@@ -106,8 +117,8 @@ async fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,worker_sdk=error"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,worker_sdk=error,mesh::run=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let output = Output::new(cli.json);
     let result = Box::pin(run(cli.command, &Mesh::find(&cli.addresses), &output)).await;
@@ -140,6 +151,9 @@ async fn run(command: Command, mesh: &Mesh, output: &Output) -> anyhow::Result<A
         Command::Report(args) => report::run(&args, mesh, output).await,
         Command::Policy(args) => policy::run(&args, output),
         Command::Explain(args) => explain::run(&args, output),
+        Command::Run(args) => run::run(args, mesh).await,
+        Command::Shards => shards::run(mesh, output).await,
+        Command::Replay(args) => replay::run(&args, output),
         Command::Doctor => doctor::run(mesh, output).await,
     }
 }

@@ -30,11 +30,13 @@ pub(crate) async fn run(
     let operation =
         Operation { agent: args.agent.clone(), reason: args.reason.clone(), operator: args.operator.clone() };
     let answers: Answers<Value> = control::command(&mesh.broker().await?, verb, &operation).await?;
-    let Some(body) = answers.bodies.first() else {
-        output.note(&format!("mesh: {}", answers.errors.join("; ")));
-        return Ok(Answer::No);
-    };
-    output.show(body, || done(verb, &args.agent))?;
+    match answers.of_one(&args.agent)? {
+        Ok(body) => output.show(&body, || done(verb, &args.agent))?,
+        Err(why) => {
+            output.note(&format!("mesh: {why}"));
+            return Ok(Answer::No);
+        }
+    }
     Ok(Answer::Yes)
 }
 

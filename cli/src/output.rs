@@ -66,6 +66,26 @@ fn write_out(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Passes on bytes that another program said. Whoever reads them may be gone, and that program works on.
+pub(crate) fn forward(stream: Stream, bytes: &[u8]) {
+    let written = match stream {
+        Stream::Out => write_out(bytes),
+        Stream::Err => io::stderr().lock().write_all(bytes),
+    };
+    if let Err(error) = written {
+        tracing::trace!(%error, "nobody reads it");
+    }
+}
+
 /// Many lines to stdout without a flush for each.
 pub(crate) struct Lines(io::BufWriter<io::Stdout>);
 

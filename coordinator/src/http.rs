@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,16 +15,16 @@ use tokio::net::TcpListener;
 use crate::config::Config;
 use crate::io::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::ownership::Standing;
 
-/// Beyond this silence of its home a replica counts as unhealthy.
+/// Beyond this silence a replica counts as unhealthy.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// What the endpoints look at.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     pub(crate) metrics: Arc<Metrics>,
-    /// It is home of its shards, or stands by for one that is.
-    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) broker: async_nats::Client,
     pub(crate) ledger: Ledger,
 }
@@ -54,8 +54,8 @@ pub(crate) async fn serve(listener: TcpListener, health: Health) -> anyhow::Resu
 }
 
 async fn healthz(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.ready.load(Ordering::Relaxed) && health.metrics.silent_for() > SILENCE_MAX {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the home is silent\n");
+    if health.metrics.silent_for() > SILENCE_MAX {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the replica is silent\n");
     }
     (StatusCode::OK, "ok\n")
 }
@@ -64,8 +64,8 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.broker.connection_state() != async_nats::connection::State::Connected {
         return (StatusCode::SERVICE_UNAVAILABLE, "the broker is away\n");
     }
-    if !health.ready.load(Ordering::Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    if !health.standing.ready.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "taking over\n");
     }
     if !health.ledger.answers().await {
         return (StatusCode::SERVICE_UNAVAILABLE, "the audit ledger is away\n");

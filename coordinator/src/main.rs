@@ -1,27 +1,26 @@
 //! The coordinator: hosts the rules of the mesh between broker and audit.
 //!
-//! This file wires: configuration, connections, ownership, the home, the tasks around it, and the end of them all.
+//! This file wires: configuration, connections, ownership, the homes, the tasks around them, and the end of them all.
 
 mod clock;
 mod config;
-mod explain;
-mod home;
+mod homes;
+mod host;
 mod http;
 mod io;
+mod known;
 mod metrics;
 mod ownership;
 mod service;
 mod supervise;
-mod takeover;
+mod world;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::Client;
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream;
 use broker::Publisher;
 use clap::Parser;
 use governance::Policy;
@@ -31,22 +30,23 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use config::Config;
-use home::{Home, INPUT_CAPACITY, Input, Outputs, Setup};
+use homes::Homes;
+use host::Host;
 use http::Health;
 use io::ledger::Ledger;
-use io::side::SideDoor;
+use known::{Buckets, Known};
 use metrics::Metrics;
-use ownership::Membership;
+use ownership::{Membership, Owning, Standing};
 use service::Service;
 use supervise::Supervisor;
-use takeover::Taking;
+use world::Servers;
 
 /// The exit code for a configuration that cannot be used, as in `sysexits.h`.
 const EX_USAGE: u8 = 64;
-/// How long a stopping home may take to settle what it decided.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// After so long without a claim a replica counts as standing by.
-const STAND_BY_AFTER: Duration = Duration::from_secs(1);
+/// Alerts that may wait for a slow webhook; what more there is waits in the homes.
+const ALERTS_MAX: usize = 1_024;
+/// How long the homes may take to drain and be given back: their own bound, and some for what comes after.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     let config = Config::parse();
@@ -105,130 +105,86 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     let js = jetstream::new(bulk.clone());
     broker::ensure(&js, config.storage.into(), config.stream_replicas).await?;
     let (listener, address) = http::bind(&config).await?;
-    let metrics = Arc::new(Metrics::new());
-    let ready = Arc::new(AtomicBool::new(false));
     let membership =
         Membership::open(bulk.clone(), &js, replica.clone(), format!("http://{address}")).await?;
+    membership.check_versions().await?;
 
+    let metrics = Arc::new(Metrics::new());
+    let (homes, known, standing) = (Homes::new(), Known::new(), Arc::new(Standing::default()));
+    let buckets = Buckets::open(&js).await?;
+    let publisher = Publisher::start(bulk.clone()).await?;
+    let servers = Servers::new(js.clone(), ledger.clone(), publisher, Arc::clone(&known));
+    let (alerts, alerts_out) = mpsc::channel(ALERTS_MAX);
     let mut tasks = Supervisor::new();
     let health = Health {
         metrics: Arc::clone(&metrics),
-        ready: Arc::clone(&ready),
+        standing: Arc::clone(&standing),
         broker: bulk.clone(),
         ledger: ledger.clone(),
     };
     tasks.start("http", http::serve(listener, health));
-    tasks.start("announce", membership.clone().renew(tasks.stop.clone()));
-    let epoch = tokio::select! {
-        epoch = claim(&membership, &ledger, &metrics, &ready) => epoch,
-        () = stop.cancelled() => {
-            tasks.stop.cancel();
-            return tasks.run().await;
-        }
-    };
-    Box::pin(lead(
-        Leading { config, policy, key, replica, bulk, urgent, ledger, js, metrics, membership, epoch },
-        tasks,
-        stop,
-        &ready,
-    ))
-    .await
-}
-
-/// Claims the shards. Standing by for another home counts as ready: this replica does all that is asked of it.
-async fn claim(membership: &Membership, ledger: &Ledger, metrics: &Metrics, ready: &AtomicBool) -> u64 {
-    let standing_by = async {
-        loop {
-            tokio::time::sleep(STAND_BY_AFTER).await;
-            // There is no home yet whose silence would mean something.
-            metrics.beat();
-            ready.store(true, Ordering::Relaxed);
-        }
-    };
-    tokio::select! {
-        epoch = membership.claim(ledger) => epoch,
-        epoch = standing_by => epoch,
-    }
-}
-
-/// What a replica has gathered when it becomes home.
-struct Leading {
-    config: Config,
-    policy: Arc<Policy>,
-    key: AuditKey,
-    replica: String,
-    bulk: Client,
-    urgent: Client,
-    ledger: Ledger,
-    js: Context,
-    metrics: Arc<Metrics>,
-    membership: Membership,
-    epoch: u64,
-}
-
-/// Takes over, hosts the rules until told to stop, and gives the shards back.
-async fn lead(
-    l: Leading,
-    mut tasks: Supervisor,
-    stop: CancellationToken,
-    ready: &AtomicBool,
-) -> anyhow::Result<()> {
-    let Leading { config, policy, key, replica, bulk, urgent, ledger, js, metrics, membership, epoch } = l;
-    ready.store(false, Ordering::Relaxed);
-
-    let publisher = Publisher::start(bulk.clone()).await?;
-    let taken = takeover::take_over(&Taking {
-        broker: &bulk,
-        js: &js,
-        ledger: &ledger,
-        publisher: &publisher,
-        key: &key,
-        policy: &policy,
-        replica: &replica,
-        epoch,
-    })
-    .await
-    .context("failed to take over the shards")?;
-    let setup = Setup { policy: Arc::clone(&policy), key, epoch, replica: replica.clone(), metrics, ..taken };
-    let (home, outputs) = Home::new(setup);
-    let (to_home, inputs) = mpsc::channel(INPUT_CAPACITY);
-    let urgent_publisher = Publisher::start(urgent.clone()).await?;
-    let links = Links { bulk: bulk.clone(), urgent, js: js.clone(), publisher, urgent_publisher, ledger };
-    start_io(&mut tasks, outputs, links, to_home.clone(), config.webhook_url.clone()).await?;
-    let agents = js.get_key_value(streams::AGENTS_BUCKET).await?;
-    let service = Service {
-        client: bulk,
+    tasks.start("known", known::follow(Arc::clone(&known), js.clone(), buckets.clone(), homes.clone()));
+    tasks.start("alerts", io::alerts::run(bulk.clone(), config.webhook_url.clone(), alerts_out));
+    tasks.start("announce", membership.clone().renew(stop.clone()));
+    start_service(
+        &mut tasks,
+        &Service {
+            client: bulk.clone(),
+            js: js.clone(),
+            agents: buckets.agents.clone(),
+            policy: Arc::clone(&policy),
+            homes: homes.clone(),
+            known,
+            standing: Arc::clone(&standing),
+            replica: replica.clone(),
+        },
+    );
+    let host = Host {
+        servers,
+        homes,
+        urgent_publisher: Publisher::start(urgent.clone()).await?,
+        bulk,
+        urgent,
+        breakers: buckets.breakers,
+        scales: js.get_key_value(streams::SCALE_BUCKET).await?,
+        orders: buckets.orders,
         js,
-        agents,
+        alerts,
+        metrics,
         policy,
-        home: to_home,
-        membership: membership.clone(),
+        key,
         replica,
-        epoch,
+        stream_copies: config.stream_replicas,
     };
-    tasks.start("registrar", service.clone().run_registrar());
-    tasks.start("beats", service.clone().run_beats());
-    tasks.start("requests", service.clone().run_requests());
-    tasks.start("operators", service.run_operators());
-    ready.store(true, Ordering::Relaxed);
+    let owning = Owning { membership: membership.clone(), host, standing };
+    own(tasks, owning, stop).await?;
+    membership.withdraw().await;
+    Ok(())
+}
 
-    let all_stop = tasks.stop.clone();
-    let draining = stop.clone();
-    tasks.start("home", async move {
-        let result = home.run(inputs, draining).await;
-        all_stop.cancel();
-        result
-    });
-    let deadline = async {
+/// Owns shards until told to stop and everything is given back.
+async fn own(mut tasks: Supervisor, owning: Owning, stop: CancellationToken) -> anyhow::Result<()> {
+    let give_up = async {
         stop.cancelled().await;
-        tokio::time::sleep(DRAIN_MAX).await;
+        tokio::time::sleep(STOP_MAX).await;
     };
     let result = tokio::select! {
-        result = tasks.run() => result,
-        () = deadline => Err(anyhow::anyhow!("what was decided did not settle in time; the next home replays it")),
+        result = Box::pin(owning.run(stop.clone())) => result,
+        failed = tasks.run_on() => Err(failed),
+        () = give_up => Err(anyhow::anyhow!("not all homes ended in time; the next ones replay what they left")),
     };
-    membership.release(epoch).await;
+    tasks.shutdown().await;
     result
+}
+
+fn start_service(tasks: &mut Supervisor, service: &Service) {
+    tasks.start("registrar", service.clone().run_registrar());
+    tasks.start("registered", service.clone().run_registered());
+    tasks.start("beats", service.clone().run_beats());
+    tasks.start("requests", service.clone().run_requests());
+    tasks.start("knowledge", service.clone().run_knowledge());
+    tasks.start("grants", service.clone().run_grants());
+    tasks.start("operators", service.clone().run_operators());
 }
 
 async fn watch_signals(stop: CancellationToken) {
@@ -242,41 +198,4 @@ async fn watch_signals(stop: CancellationToken) {
     }
     tracing::info!("stopping: nothing new is decided, what was decided is finished");
     stop.cancel();
-}
-
-/// The connections of the tasks around the home.
-struct Links {
-    bulk: Client,
-    urgent: Client,
-    js: Context,
-    publisher: Publisher,
-    urgent_publisher: Publisher,
-    ledger: Ledger,
-}
-
-async fn start_io(
-    tasks: &mut Supervisor,
-    outputs: Outputs,
-    links: Links,
-    home: mpsc::Sender<Input>,
-    webhook: Option<String>,
-) -> anyhow::Result<()> {
-    let breakers = links.js.get_key_value(streams::BREAKERS_BUCKET).await?;
-    let orders = links.js.get_key_value(streams::POLICY_BUCKET).await?;
-    let door = SideDoor {
-        client: links.bulk.clone(),
-        js: links.js,
-        publisher: links.publisher.clone(),
-        breakers,
-        orders,
-    };
-    tasks.start("P0 pulls", io::pulls::run(links.urgent.clone(), outputs.p0_pulls, home.clone()));
-    tasks.start("pulls", io::pulls::run(links.bulk.clone(), outputs.bulk_pulls, home.clone()));
-    tasks.start("ledger", io::ledger::run(links.ledger, outputs.ledger, home.clone()));
-    tasks.start("P0 outbox", io::outbox::run(links.urgent_publisher, outputs.p0_outbox, home.clone()));
-    tasks.start("outbox", io::outbox::run(links.publisher, outputs.bulk_outbox, home.clone()));
-    tasks.start("replies", io::replies::run(links.urgent, outputs.replies, home.clone()));
-    tasks.start("alerts", io::alerts::run(links.bulk, webhook, outputs.alerts));
-    tasks.start("side", io::side::run(door, outputs.side, home));
-    Ok(())
 }

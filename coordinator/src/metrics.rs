@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use governance::{BreakerState, Outcome, Priority, Reason};
+use home::Meter;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -56,6 +57,10 @@ pub(crate) struct Metrics {
     breaker_tripped: Family<ByAgent, Gauge>,
     breaker_trips: Family<ByAgent, Counter>,
     deferral: Gauge,
+    /// The shards that defer P3, a bit for each.
+    deferring: AtomicU64,
+    homes: Gauge,
+    deposed: Counter,
     blocks: Counter,
     block_bytes: Counter,
     records: Counter,
@@ -86,6 +91,9 @@ impl Metrics {
             breaker_tripped: Family::default(),
             breaker_trips: Family::default(),
             deferral: Gauge::default(),
+            deferring: AtomicU64::new(0),
+            homes: Gauge::default(),
+            deposed: Counter::default(),
             blocks: Counter::default(),
             block_bytes: Counter::default(),
             records: Counter::default(),
@@ -148,6 +156,12 @@ impl Metrics {
         );
         r.register("breaker_trips", "How often the breaker of an agent tripped", self.breaker_trips.clone());
         r.register("deferral_active", "1 while P3 is deferred to protect P0", self.deferral.clone());
+        r.register("homes", "Shards that this replica is home of", self.homes.clone());
+        r.register(
+            "homes_deposed",
+            "Homes that were refused by a fence because another one has taken over",
+            self.deposed.clone(),
+        );
         r.register("audit_blocks", "Audit blocks written", self.blocks.clone());
         r.register("audit_block_bytes", "Bytes of audit blocks written", self.block_bytes.clone());
         r.register("audit_records", "Records in audit blocks written", self.records.clone());
@@ -160,9 +174,9 @@ impl Metrics {
         Ok(text)
     }
 
-    /// The home is alive.
-    pub(crate) fn beat(&self) {
-        self.alive_at.store(clock::now().0, Ordering::Relaxed);
+    /// This replica is alive, home or not.
+    pub(crate) fn beat_now(&self) {
+        self.beat(clock::now());
     }
 
     /// How long the home has given no sign of life.
@@ -170,18 +184,30 @@ impl Metrics {
         clock::now().since(governance::Timestamp(self.alive_at.load(Ordering::Relaxed)))
     }
 
-    pub(crate) fn arrived(&self, p: Priority, count: u32) {
+    /// How many homes are here.
+    pub(crate) fn homes(&self, count: usize) {
+        self.homes.set(count as i64);
+    }
+
+    /// A home that was here learned that another one has taken over.
+    pub(crate) fn deposed(&self) {
+        self.deposed.inc();
+    }
+}
+
+impl Meter for Metrics {
+    fn arrived(&self, p: Priority, count: u32) {
         self.accepted.get_or_create(&ByPriority { priority: p.name() }).inc_by(count.into());
     }
 
-    pub(crate) fn admitted(&self, p: Priority, reason: Reason, count: u32, waited: Duration) {
+    fn admitted(&self, p: Priority, reason: Reason, count: u32, waited: Duration) {
         self.admitted
             .get_or_create(&ByReason { priority: p.name(), reason: reason.name() })
             .inc_by(count.into());
         self.lane_seconds.get_or_create(&ByPriority { priority: p.name() }).observe(waited.as_secs_f64());
     }
 
-    pub(crate) fn ended(&self, reason: Reason, p: Priority, count: u32) {
+    fn ended(&self, reason: Reason, p: Priority, count: u32) {
         self.ended
             .get_or_create(&ByReason { priority: p.name(), reason: reason.name() })
             .inc_by(count.into());
@@ -190,37 +216,37 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn completed(&self, outcome: Outcome, p: Priority, count: u32, latency: Duration) {
+    fn completed(&self, outcome: Outcome, p: Priority, count: u32, latency: Duration) {
         self.completed
             .get_or_create(&ByOutcome { priority: p.name(), outcome: outcome.name() })
             .inc_by(count.into());
         self.latency_seconds.get_or_create(&ByPriority { priority: p.name() }).observe(latency.as_secs_f64());
     }
 
-    pub(crate) fn demoted(&self, count: u32) {
+    fn demoted(&self, count: u32) {
         self.demoted.inc_by(count.into());
         self.violations.inc_by(count.into());
     }
 
-    pub(crate) fn late(&self, count: u32) {
+    fn late(&self, count: u32) {
         self.late.inc_by(count.into());
     }
 
-    pub(crate) fn duplicate(&self) {
+    fn duplicate(&self) {
         self.duplicates.inc();
     }
 
-    pub(crate) fn malformed_completion(&self) {
+    fn malformed_completion(&self) {
         self.malformed.inc();
     }
 
-    pub(crate) fn replied(&self, confirmed: bool, count: usize) {
+    fn replied(&self, confirmed: bool, count: usize) {
         if !confirmed {
             self.undelivered_replies.inc_by(count as u64);
         }
     }
 
-    pub(crate) fn breaker(&self, agent: &str, from: BreakerState, to: BreakerState) {
+    fn breaker(&self, agent: &str, from: BreakerState, to: BreakerState) {
         let label = ByAgent { agent: agent.to_owned() };
         self.breaker_tripped.get_or_create(&label).set(i64::from(to != BreakerState::Passing));
         if from == BreakerState::Passing && to == BreakerState::Tripped {
@@ -228,13 +254,23 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn deferral(&self, on: bool) {
-        self.deferral.set(i64::from(on));
+    fn deferral(&self, shard: u8, on: bool) {
+        let bit = 1_u64 << (shard % 64);
+        let shards = if on {
+            self.deferring.fetch_or(bit, Ordering::Relaxed) | bit
+        } else {
+            self.deferring.fetch_and(!bit, Ordering::Relaxed) & !bit
+        };
+        self.deferral.set(i64::from(shards != 0));
     }
 
-    pub(crate) fn block(&self, bytes: usize, records: usize) {
+    fn block(&self, bytes: usize, records: usize) {
         self.blocks.inc();
         self.block_bytes.inc_by(bytes as u64);
         self.records.inc_by(records as u64);
+    }
+
+    fn beat(&self, now: governance::Timestamp) {
+        self.alive_at.store(now.0, Ordering::Relaxed);
     }
 }

@@ -1,39 +1,43 @@
-//! Ownership: announcing this replica, claiming the shards, fencing what former homes publish.
+//! Ownership: announcing this replica, following the others, claiming and giving back shards as `home::ownership` says.
 //!
-//! The rule it keeps: a claim is a compare-and-set; its epoch is above every epoch seen in the owners bucket and in Redis;
-//! and nothing is decided before both outputs are fenced.
+//! Owns the buckets of replicas and owners; what to claim is not decided here. The rule it keeps: a claim is a
+//! compare-and-set, and a home is hosted only under the epoch that was claimed for it.
 
-use std::sync::atomic::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_nats::jetstream::{Context, kv::Store};
-use broker::{Fence, Publisher};
-use futures::TryStreamExt;
-use governance::{Priority, SHARDS};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::kv::{Entry as KvEntry, Operation, Store, Watch};
+use futures::StreamExt;
+use governance::{SHARDS, Timestamp, shard_of};
+use home::ownership::{Action, Entry, Ownership, RENEW, next_epoch};
+use home::takeover::World as _;
 use protocol::control::{Owner, Replica};
-use protocol::{streams, subjects};
+use protocol::{PROTOCOL_VERSION, streams};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::io::ledger::Ledger;
+use crate::host::{End, Host};
 
-/// How often a replica renews its announcement; the bucket forgets it after three.
-const RENEW: Duration = Duration::from_secs(1);
-/// How often a replica that stands by looks whether the shards became free.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often this replica looks what is to be done when nothing happens.
+const LOOK: Duration = Duration::from_millis(100);
+/// Take-overs under way at once: more would only make each of them, and so the urgent ones, slower.
+const TAKE_OVERS_MAX: usize = 8;
+/// How far apart two live replicas' protocol versions may be.
+const VERSIONS_APART_MAX: u8 = 1;
 
-/// How long the bucket remembers an announcement that is not renewed.
-const EXPIRY: Duration = Duration::from_secs(3);
-
-/// What a look at the owners found.
-enum Look {
-    /// A live replica is home.
-    Owned(String),
-    /// Another replica was faster.
-    Lost,
-    /// This replica is home now.
-    Claimed(u64),
+/// What other tasks may know of the ownership.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Live replicas, this one included.
+    pub(crate) replicas: AtomicU32,
+    /// Every shard that should be here is here.
+    pub(crate) ready: AtomicBool,
 }
 
 /// This replica among the others.
@@ -59,68 +63,54 @@ impl Membership {
         Ok(Self { broker, replicas, owners, name, http, since_ns: clock::now().0 })
     }
 
-    async fn announce(&self) -> anyhow::Result<()> {
-        let replica = Replica {
-            protocol: protocol::PROTOCOL_VERSION,
-            http: self.http.clone(),
-            since_ns: self.since_ns,
-        };
+    /// Refuses to join replicas whose protocol is too far from this build's.
+    ///
+    /// # Errors
+    /// When a live replica speaks a version more than one apart, or the bucket cannot be read.
+    pub(crate) async fn check_versions(&self) -> anyhow::Result<()> {
+        let mut names = self.replicas.keys().await.context("failed to read the bucket of replicas")?;
+        while let Some(name) = names.next().await {
+            let name = name.context("failed to read the bucket of replicas")?;
+            let Some(entry) = self.replicas.get(&name).await? else { continue };
+            let Ok(replica) = serde_json::from_slice::<Replica>(&entry) else { continue };
+            let apart = replica.protocol.abs_diff(PROTOCOL_VERSION);
+            anyhow::ensure!(
+                name == self.name || apart <= VERSIONS_APART_MAX,
+                "the replica {name} speaks protocol {} and this build {PROTOCOL_VERSION}: upgrade one version at a time, \
+                 and stop {name} first if it is older",
+                replica.protocol
+            );
+        }
+        Ok(())
+    }
+
+    async fn announce(&self, leaving: bool) -> anyhow::Result<()> {
+        let replica =
+            Replica { protocol: PROTOCOL_VERSION, http: self.http.clone(), since_ns: self.since_ns, leaving };
         self.replicas.put(&self.name, serde_json::to_vec(&replica)?.into()).await?;
         Ok(())
     }
 
-    /// Announces this replica until told to stop.
-    pub(crate) async fn renew(self, stop: CancellationToken) -> anyhow::Result<()> {
+    /// Announces this replica until told to stop, and says so from then on.
+    pub(crate) async fn renew(self, leaving: CancellationToken) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(RENEW);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = false;
         loop {
             tokio::select! {
-                () = stop.cancelled() => {
-                    self.replicas.delete(&self.name).await.ok();
-                    return Ok(());
-                }
-                _ = tick.tick() => {
-                    // While the broker is away nothing can be claimed by others either.
-                    if let Err(e) = self.announce().await {
-                        tracing::debug!(error = %e, "this replica could not announce itself");
-                    }
-                }
+                _ = tick.tick() => {}
+                () = leaving.cancelled(), if !told => told = true,
+            }
+            // While the broker is away nothing can be claimed by others either.
+            if let Err(e) = self.announce(leaving.is_cancelled()).await {
+                tracing::debug!(error = %e, "this replica could not announce itself");
             }
         }
     }
 
-    /// How many replicas live.
-    pub(crate) async fn count(&self) -> u32 {
-        let Ok(keys) = self.replicas.keys().await else { return 1 };
-        keys.try_fold(0, |n, _| async move { Ok(n + 1) }).await.unwrap_or(1).max(1)
-    }
-
-    /// Waits until no other live replica owns a shard, then claims them all under one epoch.
-    ///
-    /// Nothing is claimed within one expiry of a reconnect: while the broker was away nobody could announce itself, and a home
-    /// that lives must not be taken for dead.
-    pub(crate) async fn claim(&self, ledger: &Ledger) -> u64 {
-        let (mut waited, mut connected, mut quiet_until) = (false, self.connects(), Instant::now());
-        loop {
-            if connected != self.connects() {
-                connected = self.connects();
-                quiet_until = Instant::now() + EXPIRY;
-            }
-            if Instant::now() >= quiet_until {
-                match self.look(ledger).await {
-                    Ok(Look::Claimed(epoch)) => return epoch,
-                    Ok(Look::Owned(owner)) if !waited => {
-                        tracing::info!(owner, "standing by: another replica is home of the shards");
-                        waited = true;
-                    }
-                    Ok(Look::Owned(_) | Look::Lost) => {}
-                    Err(e) => {
-                        tracing::warn!(error = %format!("{e:#}"), "the owners cannot be read or set; trying again")
-                    }
-                }
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+    /// Takes the announcement back.
+    pub(crate) async fn withdraw(&self) {
+        self.replicas.delete(&self.name).await.ok();
     }
 
     /// How often this replica was connected to the broker.
@@ -128,91 +118,328 @@ impl Membership {
         self.broker.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// Claims all shards, where none of them has a live owner.
-    ///
-    /// The entries whose owners are judged are the ones that are compared and set: a claim that another replica makes in
-    /// between is either seen here or met there. All claim in the same order, so that only one gets past the first shard.
-    async fn look(&self, ledger: &Ledger) -> anyhow::Result<Look> {
-        // An owner that is not announced counts as dead: another replica that starts now would claim over this one's head.
-        self.announce().await.context("failed to announce this replica")?;
-        let connected = self.connects();
-        let mut revisions = Vec::with_capacity(usize::from(SHARDS));
-        let mut epoch = 0;
-        let mut dead = String::new();
-        for shard in 0..SHARDS {
-            let entry = self.owners.entry(shard.to_string()).await?;
-            let revision = entry.as_ref().map_or(0, |e| e.revision);
-            if let Some(entry) = entry.filter(|entry| !entry.value.is_empty()) {
-                let owner: Owner = serde_json::from_slice(&entry.value)
-                    .context("an entry of the owners bucket is damaged")?;
-                let another = !owner.replica.is_empty() && owner.replica != self.name;
-                if another && owner.replica != dead {
-                    if self.replicas.get(&owner.replica).await?.is_some() {
-                        return Ok(Look::Owned(owner.replica));
-                    }
-                    dead = owner.replica;
-                }
-                epoch = epoch.max(owner.epoch);
-            }
-            epoch = epoch.max(revision).max(ledger.head(shard).await?.id.epoch);
-            revisions.push(revision);
-        }
-        if connected != self.connects() {
-            // Who seemed dead may have been cut off like this replica.
-            return Ok(Look::Lost);
-        }
-        epoch += 1;
-        for (shard, revision) in revisions.into_iter().enumerate() {
-            let owner = serde_json::to_vec(&Owner { replica: self.name.clone(), epoch })?;
-            if self.owners.update(shard.to_string(), owner.into(), revision).await.is_err() {
-                return Ok(Look::Lost);
-            }
-        }
-        Ok(Look::Claimed(epoch))
+    fn is_connected(&self) -> bool {
+        self.broker.connection_state() == async_nats::connection::State::Connected
     }
 
-    /// Gives the shards back, so that another replica need not wait for this one's announcement to expire.
-    pub(crate) async fn release(&self, epoch: u64) {
-        for shard in 0..SHARDS {
-            let Ok(Some(entry)) = self.owners.entry(shard.to_string()).await else { continue };
-            let mine = serde_json::from_slice::<Owner>(&entry.value)
-                .is_ok_and(|o| o.replica == self.name && o.epoch == epoch);
-            let free =
-                serde_json::to_vec(&Owner { replica: String::new(), epoch }).expect("plain data serialises");
-            if mine {
-                self.owners.update(shard.to_string(), free.into(), entry.revision).await.ok();
+    async fn entry(&self, shard: u8) -> anyhow::Result<Entry> {
+        let entry = self.owners.entry(shard.to_string()).await?;
+        Ok(entry.map(|e| owned(&e)).unwrap_or_default())
+    }
+
+    /// Writes the owner of a shard where its entry has this revision; none where somebody was faster.
+    async fn set_owner(&self, shard: u8, owner: Owner, revision: u64) -> Option<Entry> {
+        let body = serde_json::to_vec(&owner).expect("plain data serialises");
+        let revision = self.owners.update(shard.to_string(), body.into(), revision).await.ok()?;
+        let Owner { replica, epoch, ready } = owner;
+        Some(Entry { replica, epoch, revision, ready })
+    }
+}
+
+/// An entry of the owners bucket as the ownership sees it. One that was deleted or damaged is free; its revision counts.
+fn owned(entry: &KvEntry) -> Entry {
+    let owner = serde_json::from_slice::<Owner>(&entry.value).ok();
+    let (replica, epoch, ready) = owner.map(|o| (o.replica, o.epoch, o.ready)).unwrap_or_default();
+    Entry { replica, epoch, revision: entry.revision, ready }
+}
+
+/// What a task of this file tells the loop.
+enum Told {
+    /// The take-over of a shard is complete, under this entry.
+    Home(u8, Entry),
+    /// A shard is not here any more, or was not claimed; this is its entry, where it was read.
+    Ended(u8, Option<Entry>),
+    /// A replica that seemed dead is announced.
+    Alive(String),
+}
+
+/// Follows the buckets and does what the ownership says, until told to stop and everything is given back.
+pub(crate) struct Owning {
+    pub(crate) membership: Membership,
+    pub(crate) host: Host,
+    pub(crate) standing: Arc<Standing>,
+}
+
+struct Loop {
+    owning: Arc<Owning>,
+    ownership: Ownership,
+    began: Instant,
+    connects: u64,
+    tasks: JoinSet<()>,
+    drains: HashMap<u8, CancellationToken>,
+    /// The revision of each replica's announcement as it was seen last.
+    renewals: HashMap<String, u64>,
+    tell: mpsc::UnboundedSender<Told>,
+    take_overs: Arc<Semaphore>,
+    /// The next shard whose entry is read, so that a watch that missed something is set right within seconds.
+    next_read: u8,
+}
+
+impl Owning {
+    /// # Errors
+    /// When a bucket cannot be followed.
+    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        self.host.servers.known.is_read().await;
+        let replicas = self.membership.replicas.watch_with_history(">").await?;
+        let owners = self.membership.owners.watch_with_history(">").await?;
+        // Each shard has one message under way at most, whatever happens to it.
+        let (tell, told) = mpsc::unbounded_channel();
+        let began = Instant::now();
+        let ownership = Ownership::new(self.membership.name.clone(), Timestamp::ZERO);
+        let connects = self.membership.connects();
+        let state = Loop {
+            owning: Arc::new(self),
+            ownership,
+            began,
+            connects,
+            tasks: JoinSet::new(),
+            drains: HashMap::new(),
+            renewals: HashMap::new(),
+            tell,
+            take_overs: Arc::new(Semaphore::new(TAKE_OVERS_MAX)),
+            next_read: 0,
+        };
+        state.run(replicas, owners, told, stop).await
+    }
+}
+
+impl Loop {
+    /// The local time of the ownership: what other clocks say does not matter to it.
+    fn now(&self) -> Timestamp {
+        Timestamp(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    async fn run(
+        mut self,
+        mut replicas: Watch,
+        mut owners: Watch,
+        mut told: mpsc::UnboundedReceiver<Told>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        self.read_all().await?;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stopping = false;
+        loop {
+            // Every arm is cancellation-safe: watches, channels and timers keep what they have not yielded.
+            tokio::select! {
+                entry = replicas.next() => self.on_replica(entry.context("the watch of replicas ended")?),
+                entry = owners.next() => self.on_owner(entry.context("the watch of owners ended")?),
+                Some(told) = told.recv() => self.on_told(told),
+                _ = look.tick() => self.look().await,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.ownership.stop();
+                }
+            }
+            while self.tasks.try_join_next().is_some() {}
+            for action in self.ownership.next_actions(self.now()) {
+                self.act(action);
+            }
+            self.publish_standing();
+            if stopping && self.drains.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads both buckets once: nothing is claimed before who lives and who owns what is known.
+    async fn read_all(&mut self) -> anyhow::Result<()> {
+        let owning = Arc::clone(&self.owning);
+        let m = &owning.membership;
+        let mut names = m.replicas.keys().await?;
+        while let Some(name) = names.next().await {
+            self.ownership.on_announced(self.now(), &name?, false);
+        }
+        let entries = futures::stream::iter(0..SHARDS)
+            .map(|shard| async move { Ok::<_, anyhow::Error>((shard, m.entry(shard).await?)) })
+            .buffer_unordered(usize::from(SHARDS));
+        let entries: Vec<_> = entries.collect().await;
+        for entry in entries {
+            let (shard, entry) = entry?;
+            self.ownership.on_entry(shard, entry);
+        }
+        self.set_urgent();
+        Ok(())
+    }
+
+    /// The shards of agents that may call in P0 are taken over first.
+    fn set_urgent(&mut self) {
+        let host = &self.owning.host;
+        let registrations = host.servers.known.registrations();
+        let serves = |agent: &str| host.policy.p0_calls(agent).next().is_some();
+        let urgent = registrations.iter().filter(|r| serves(&r.agent)).map(|r| shard_of(&r.agent));
+        self.ownership.set_urgent(urgent);
+    }
+
+    fn on_replica(&mut self, entry: Result<KvEntry, impl std::fmt::Display>) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) => return tracing::warn!(error = %e, "the replicas are not followed at the moment"),
+        };
+        self.renewals.insert(entry.key.clone(), entry.revision);
+        match entry.operation {
+            Operation::Put => {
+                let leaving = serde_json::from_slice::<Replica>(&entry.value).is_ok_and(|r| r.leaving);
+                self.ownership.on_announced(self.now(), &entry.key, leaving);
+            }
+            Operation::Delete | Operation::Purge => self.ownership.on_withdrawn(&entry.key),
+        }
+    }
+
+    fn on_owner(&mut self, entry: Result<KvEntry, impl std::fmt::Display>) {
+        match entry {
+            Ok(entry) => {
+                if let Some(shard) = entry.key.parse().ok().filter(|shard| *shard < SHARDS) {
+                    self.ownership.on_entry(shard, owned(&entry));
+                }
+            }
+            Err(e) => tracing::warn!(error = %e, "the owners are not followed at the moment"),
+        }
+    }
+
+    fn on_told(&mut self, told: Told) {
+        let now = self.now();
+        match told {
+            Told::Home(shard, entry) => {
+                // Whoever gave the shard away waits for this word before it gives away the next.
+                let (owning, claimed) = (Arc::clone(&self.owning), entry.clone());
+                self.tasks.spawn(async move {
+                    let Entry { replica, epoch, revision, .. } = claimed;
+                    owning.membership.set_owner(shard, Owner { replica, epoch, ready: true }, revision).await;
+                });
+                self.ownership.on_home(shard, entry);
+            }
+            Told::Ended(shard, entry) => {
+                self.drains.remove(&shard);
+                if let Some(entry) = entry {
+                    self.ownership.on_entry(shard, entry);
+                }
+                self.ownership.on_ended(now, shard);
+            }
+            Told::Alive(replica) => self.ownership.on_announced(now, &replica, false),
+        }
+    }
+
+    /// What time alone brings: a connection that was lost, and an entry that a watch may have missed.
+    async fn look(&mut self) {
+        self.owning.host.metrics.beat_now();
+        if !self.owning.membership.is_connected() || self.connects != self.owning.membership.connects() {
+            self.connects = self.owning.membership.connects();
+            return self.ownership.on_cut_off(self.now());
+        }
+        let shard = self.next_read;
+        self.next_read = (shard + 1) % SHARDS;
+        if shard == 0 {
+            self.set_urgent();
+        }
+        let read = tokio::time::timeout(LOOK, self.owning.membership.entry(shard)).await;
+        if let Ok(Ok(entry)) = read {
+            self.ownership.on_entry(shard, entry);
+        }
+    }
+
+    fn publish_standing(&self) {
+        let standing = &self.owning.standing;
+        standing.replicas.store(self.ownership.replicas(self.now()), Ordering::Relaxed);
+        standing.ready.store(self.ownership.is_settled(self.now()), Ordering::Relaxed);
+        self.owning.host.metrics.homes(self.ownership.homes());
+    }
+
+    fn act(&mut self, action: Action) {
+        let owning = Arc::clone(&self.owning);
+        let (tell, take_overs) = (self.tell.clone(), Arc::clone(&self.take_overs));
+        match action {
+            Action::Claim { shard, revision } => {
+                let drain = CancellationToken::new();
+                self.drains.insert(shard, drain.clone());
+                let owner = self.ownership.owner(shard).clone();
+                let renewed = self.renewals.get(&owner.replica).copied().unwrap_or_default();
+                let claim = Claim { shard, revision, owner, renewed };
+                self.tasks.spawn(async move {
+                    let held = claim_and_host(&owning, &claim, drain, &tell, &take_overs).await;
+                    let entry = match held {
+                        Ok(()) => owning.membership.entry(shard).await.ok(),
+                        Err(e) => {
+                            tracing::warn!(shard, error = %format!("{e:#}"), "a shard is not here");
+                            None
+                        }
+                    };
+                    tell.send(Told::Ended(shard, entry)).ok();
+                });
+            }
+            Action::Release { shard } => {
+                if let Some(drain) = self.drains.get(&shard) {
+                    drain.cancel();
+                }
             }
         }
     }
 }
 
-/// Moves the fences of all shards: whatever a former home still publishes is refused from here on.
-pub(crate) async fn fence(
-    js: &Context,
-    publisher: &Publisher,
-    epoch: u64,
-) -> anyhow::Result<Vec<[Fence; 4]>> {
-    let mut fences: Vec<[Fence; 4]> = Vec::with_capacity(usize::from(SHARDS));
-    for shard in 0..SHARDS {
-        let mut acks = Vec::new();
-        for p in Priority::ALL {
-            let body = format!("{epoch}").into();
-            acks.push(publisher.publish(subjects::fence(*p, shard), None, None, body).await);
+/// What a claim begins with.
+struct Claim {
+    shard: u8,
+    /// The revision of the shard's entry.
+    revision: u64,
+    owner: Entry,
+    /// The revision of the owner's announcement as it was seen last.
+    renewed: u64,
+}
+
+/// Claims a shard, takes it over, and hosts its home until it is drained or deposed; then gives the shard back.
+async fn claim_and_host(
+    owning: &Owning,
+    claim: &Claim,
+    drain: CancellationToken,
+    tell: &mpsc::UnboundedSender<Told>,
+    take_overs: &Semaphore,
+) -> anyhow::Result<()> {
+    let mut permit = Some(take_overs.acquire().await.context("this replica is stopping")?);
+    let (m, host) = (&owning.membership, &owning.host);
+    let Claim { shard, revision, owner, renewed } = claim;
+    let (shard, revision) = (*shard, *revision);
+    if !owner.replica.is_empty() && owner.replica != m.name {
+        let announced = m.replicas.entry(&owner.replica).await?;
+        if announced.is_some_and(|a| a.operation == Operation::Put && a.revision > *renewed) {
+            // Its renewals did not reach this replica, which says nothing about it.
+            tell.send(Told::Alive(owner.replica.clone())).ok();
+            return Ok(());
         }
-        let acks = futures::future::try_join_all(acks).await.context("failed to move a fence")?;
-        let fences_of_shard: Vec<Fence> = Priority::ALL
-            .iter()
-            .zip(acks)
-            .map(|(p, ack)| Fence { subject: subjects::fence(*p, shard), sequence: ack.sequence })
-            .collect();
-        fences.push(fences_of_shard.try_into().expect("one for each priority"));
     }
-    for p in Priority::ALL {
-        let stream = js.get_stream_no_info(streams::inboxes(*p)).await?;
-        for shard in 0..SHARDS {
-            // Only the newest fence message counts; the older ones would fill the subject in the end.
-            stream.purge().filter(subjects::fence(*p, shard)).keep(1).await?;
+    let (head, fence) = tokio::try_join!(async { anyhow::Ok(host.servers.head(shard).await?) }, async {
+        Ok(host.servers.fence_epoch(shard).await?)
+    },)?;
+    let epoch = next_epoch(revision, owner.epoch, head.id.epoch, fence);
+    let owner = |ready| Owner { replica: m.name.clone(), epoch, ready };
+    let Some(claimed) = m.set_owner(shard, owner(false), revision).await else {
+        tracing::debug!(shard, "another replica claimed a shard first");
+        return Ok(());
+    };
+    let began = Instant::now();
+    let taken = || {
+        permit.take();
+        tracing::info!(shard, epoch, after_ms = began.elapsed().as_millis() as u64, "home of a shard");
+        tell.send(Told::Home(shard, claimed)).ok();
+    };
+    let end = host.host(shard, epoch, drain, taken).await;
+    match end {
+        Ok(End::Drained | End::Abandoned) => {
+            let entry = m.entry(shard).await?;
+            if entry.replica == m.name && entry.epoch == epoch {
+                let free = Owner { replica: String::new(), epoch, ready: false };
+                m.set_owner(shard, free, entry.revision).await;
+            }
+            tracing::info!(shard, epoch, "a shard is given back");
+            Ok(())
         }
+        Ok(End::Deposed) => {
+            host.metrics.deposed();
+            tracing::warn!(shard, epoch, "this replica was deposed; it acknowledges nothing more");
+            Ok(())
+        }
+        // The entry stays: nobody else may claim it meanwhile, and this replica claims it again.
+        Ok(End::CutOff) => Ok(()),
+        Err(e) => Err(e.context(format!("the home of shard {shard} failed"))),
     }
-    Ok(fences)
 }

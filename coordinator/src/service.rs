@@ -1,10 +1,11 @@
-//! The control door: registrations, heartbeats, withdrawals, wishes for time, questions, operators' commands.
+//! The control door: registrations, heartbeats, withdrawals, wishes for time, questions, operators' commands, and what other
+//! homes tell and ask.
 //!
-//! Parses what comes and hands it to the home; makes the consumers of an agent before it is told that it may begin. A
+//! Parses what comes and hands it to the homes that it concerns; what concerns a home elsewhere is left to that replica. A
 //! request that cannot be read is answered with what is wrong with it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
@@ -12,13 +13,20 @@ use async_nats::jetstream::kv::Store;
 use async_nats::{Client, Message};
 use futures::StreamExt;
 use governance::{AgentId, Beat, DispatchId, InstanceId, Policy, Registration, registration};
+use home::Command;
 use protocol::control::{self, Answer, Operation, Problem, Terms, Verdict};
+use protocol::know::{GrantAnswer, GrantQuestion, Knowledge};
 use protocol::{streams, subjects};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::home::{Command, Input};
-use crate::ownership::Membership;
+use crate::homes::{Homes, Link};
+use crate::known::Known;
+use crate::ownership::Standing;
+
+/// How long a registration waits for all replicas: one that died is not waited for longer, and what it owned is taken over
+/// with the registration.
+const KNOWN_EVERYWHERE_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that answering needs.
 #[derive(Debug, Clone)]
@@ -27,10 +35,10 @@ pub(crate) struct Service {
     pub(crate) js: Context,
     pub(crate) agents: Store,
     pub(crate) policy: Arc<Policy>,
-    pub(crate) home: mpsc::Sender<Input>,
-    pub(crate) membership: Membership,
+    pub(crate) homes: Homes,
+    pub(crate) known: Arc<Known>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) replica: String,
-    pub(crate) epoch: u64,
 }
 
 impl Service {
@@ -49,11 +57,7 @@ impl Service {
     }
 
     async fn register(&self, registration: Registration) -> Verdict {
-        let known = match known_registrations(&self.agents).await {
-            Ok(known) => known,
-            Err(e) => return refused("mesh", format!("the registrations cannot be read: {e}"), "try again"),
-        };
-        let judged = registration::check(&registration, &known, &self.policy);
+        let judged = registration::check(&registration, &self.known.registrations_by_name(), &self.policy);
         let problems = |list: Vec<registration::Problem>| -> Vec<Problem> {
             list.into_iter().map(|p| Problem { field: p.field, message: p.message, fix: p.fix }).collect()
         };
@@ -68,17 +72,11 @@ impl Service {
         if let Err(e) = self.store(&registration).await {
             return refused("mesh", format!("the registration cannot be stored: {e:#}"), "try again");
         }
-        let (respond, registered) = oneshot::channel();
+        if let Err(e) = self.tell_replicas(&registration).await {
+            return refused("mesh", format!("the registration cannot be told: {e:#}"), "try again");
+        }
         let quota = self.policy.quota(&registration.agent);
         let role = self.policy.role_name(&registration.agent).to_owned();
-        let command = Command::Register { registration: Box::new(registration), respond };
-        if self.home.send(Input::Command(command)).await.is_err() || registered.await.is_err() {
-            return refused(
-                "mesh",
-                "the coordinator is starting or stopping".to_owned(),
-                "try again in a moment",
-            );
-        }
         Verdict {
             accepted: true,
             problems: Vec::new(),
@@ -96,9 +94,42 @@ impl Service {
     async fn store(&self, registration: &Registration) -> anyhow::Result<()> {
         let id = AgentId::new(&registration.agent)?;
         broker::ensure_inbox_consumers(&self.js, &id).await?;
-        broker::ensure_source_consumers(&self.js, &id, self.epoch).await?;
         self.agents.put(&registration.agent, serde_json::to_vec(registration)?.into()).await?;
         Ok(())
+    }
+
+    /// Waits until every live replica's homes know a registration, so that whoever learns that an agent is registered can
+    /// call it through any of them.
+    async fn tell_replicas(&self, registration: &Registration) -> anyhow::Result<()> {
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(inbox.clone()).await?;
+        let body = serde_json::to_vec(registration)?;
+        self.client.publish_with_reply(subjects::REGISTERED, inbox, body.into()).await?;
+        let deadline = tokio::time::Instant::now() + KNOWN_EVERYWHERE_MAX;
+        let mut missing = self.standing.replicas.load(Ordering::Relaxed).max(1);
+        while missing > 0 {
+            let Ok(Some(_)) = tokio::time::timeout_at(deadline, answers.next()).await else {
+                tracing::warn!(
+                    agent = registration.agent,
+                    missing,
+                    "not every replica confirmed a registration"
+                );
+                break;
+            };
+            missing -= 1;
+        }
+        Ok(())
+    }
+
+    /// Registrations that any replica accepted.
+    pub(crate) async fn run_registered(self) -> anyhow::Result<()> {
+        let mut registered = self.client.subscribe(subjects::REGISTERED).await?;
+        while let Some(message) = registered.next().await {
+            let Ok(registration) = parse::<Registration>(&message) else { continue };
+            self.known.introduce(&self.js, &self.homes, registration).await;
+            respond(&self.client, &message, &serde_json::json!({"replica": self.replica})).await;
+        }
+        anyhow::bail!("the subscription to accepted registrations ended")
     }
 
     /// Heartbeats.
@@ -111,23 +142,25 @@ impl Service {
             let leaving = beat.leaving;
             let beat =
                 Beat { instance, slots: beat.slots, running: beat.running, running_over: beat.running_over };
-            self.home.send(Input::Command(Command::Beat { agent, beat, leaving })).await?;
+            self.homes.tell(|| Command::Beat { agent: agent.clone(), beat, leaving }).await;
         }
         anyhow::bail!("the subscription to heartbeats ended")
     }
 
-    /// Withdrawals, wishes for more time, and questions about redelivered dispatches.
+    /// Withdrawals, wishes for more time, and questions about redelivered dispatches, for the homes that are here.
     pub(crate) async fn run_requests(self) -> anyhow::Result<()> {
         let cancels = self.client.subscribe(subjects::CANCELS).await?;
         let extends = self.client.subscribe(subjects::EXTENDS).await?;
         let opens = self.client.subscribe(subjects::OPENS).await?;
         let mut requests = futures::stream::select_all([cancels, extends, opens]);
         while let Some(message) = requests.next().await {
+            let source = subjects::last_token(&message.subject).to_owned();
+            let Some(home) = self.homes.of(&source) else { continue };
             let verb = message.subject.split('.').nth(1).unwrap_or_default();
             let answer = match verb {
-                "cancel" => self.cancel(&message).await,
-                "extend" => self.extend(&message).await,
-                _ => self.open(&message).await,
+                "cancel" => cancel(&home, source, &message).await,
+                "extend" => extend(&home, source, &message).await,
+                _ => open(&home, &message).await,
             };
             match answer {
                 Ok(answer) => respond(&self.client, &message, &answer).await,
@@ -137,38 +170,49 @@ impl Service {
         anyhow::bail!("the subscription to requests ended")
     }
 
-    async fn cancel(&self, message: &Message) -> Result<serde_json::Value, String> {
-        let id = parse::<control::Cancel>(message)?.id.parse::<DispatchId>().map_err(|e| e.to_string())?;
-        let source = subjects::last_token(&message.subject).to_owned();
-        self.send(Command::Cancel { source, id }).await?;
-        Ok(serde_json::json!({}))
+    /// What homes elsewhere, and here, saw of targets.
+    pub(crate) async fn run_knowledge(self) -> anyhow::Result<()> {
+        let mut told = self.client.subscribe(subjects::KNOWLEDGE).await?;
+        while let Some(message) = told.next().await {
+            let Ok(knowledge) = parse::<Knowledge>(&message) else { continue };
+            let from = knowledge.home();
+            if let Some(delay) = knowledge.p0_delay_us.map(Duration::from_micros) {
+                for (shard, link) in self.homes.all() {
+                    if shard != from.shard {
+                        link.send(Command::P0Suffered { delay }).await;
+                    }
+                }
+            }
+            let Some(link) =
+                subjects::last_token(&message.subject).parse().ok().and_then(|s| self.homes.at(s))
+            else {
+                continue;
+            };
+            for report in knowledge.reports {
+                let figures = report.figures();
+                link.send(Command::Reported { agent: report.agent, from, report: figures }).await;
+            }
+            for probe in knowledge.probes {
+                link.send(Command::ProbeEnded { agent: probe.agent, succeeded: probe.succeeded }).await;
+            }
+        }
+        anyhow::bail!("the subscription to what homes tell ended")
     }
 
-    async fn extend(&self, message: &Message) -> Result<serde_json::Value, String> {
-        let wish = parse::<control::Extend>(message)?;
-        let id = wish.id.parse::<DispatchId>().map_err(|e| e.to_string())?;
-        let source = subjects::last_token(&message.subject).to_owned();
-        let (respond, told) = oneshot::channel();
-        self.send(Command::Extend { source, id, by: Duration::from_millis(wish.by_ms), respond }).await?;
-        let extended = told.await.map_err(|_| "the coordinator is stopping".to_owned())?;
-        serde_json::to_value(extended).map_err(|e| e.to_string())
-    }
-
-    async fn open(&self, message: &Message) -> Result<serde_json::Value, String> {
-        let question = parse::<control::OpenQuestion>(message)?;
-        let runs = question
-            .runs
-            .iter()
-            .map(|(id, count)| Ok((id.parse::<DispatchId>().map_err(|e| e.to_string())?, *count)))
-            .collect::<Result<Vec<_>, String>>()?;
-        let (respond, told) = oneshot::channel();
-        self.send(Command::Open { runs, respond }).await?;
-        let answer = told.await.map_err(|_| "the coordinator is stopping".to_owned())?;
-        serde_json::to_value(answer).map_err(|e| e.to_string())
-    }
-
-    async fn send(&self, command: Command) -> Result<(), String> {
-        self.home.send(Input::Command(command)).await.map_err(|_| "the coordinator is stopping".to_owned())
+    /// What homes ask of targets whose home is here.
+    pub(crate) async fn run_grants(self) -> anyhow::Result<()> {
+        let mut questions = self.client.subscribe(subjects::GRANTS).await?;
+        while let Some(message) = questions.next().await {
+            let agent = subjects::last_token(&message.subject).to_owned();
+            let Some(home) = self.homes.of(&agent) else { continue };
+            let Ok(question) = parse::<GrantQuestion>(&message) else { continue };
+            let (respond_grant, granted) = oneshot::channel();
+            home.send(Command::Grant { agent, ask: question.into(), respond: respond_grant }).await;
+            if let Ok(grant) = granted.await {
+                respond(&self.client, &message, &GrantAnswer::from(grant)).await;
+            }
+        }
+        anyhow::bail!("the subscription to grants ended")
     }
 
     /// Operators' commands: every replica answers for what it owns.
@@ -177,9 +221,9 @@ impl Service {
         while let Some(message) = commands.next().await {
             let verb = subjects::last_token(&message.subject).to_owned();
             let result = self.operate(verb, &message).await;
-            let replicas = self.membership.count().await;
+            let replicas = self.standing.replicas.load(Ordering::Relaxed).max(1);
             let (body, error) = match result {
-                Ok(body) => (Some(body), None),
+                Ok(body) => (body, None),
                 Err(e) => (None, Some(e)),
             };
             let answer = Answer { replica: self.replica.clone(), replicas, body, error };
@@ -188,30 +232,63 @@ impl Service {
         anyhow::bail!("the subscription to operators' commands ended")
     }
 
-    async fn operate(&self, verb: String, message: &Message) -> Result<serde_json::Value, String> {
+    /// What the homes that are here say to a command; none where it is about an agent whose home is elsewhere.
+    async fn operate(&self, verb: String, message: &Message) -> Result<Option<serde_json::Value>, String> {
         let operation = if message.payload.is_empty() {
             Operation { agent: String::new(), reason: String::new(), operator: String::new() }
         } else {
             parse::<Operation>(message)?
         };
-        let (respond, told) = oneshot::channel();
-        self.send(Command::Operate { verb, operation, respond }).await?;
-        told.await.map_err(|_| "the coordinator is stopping".to_owned())?
+        if !operation.agent.is_empty() {
+            let Some(home) = self.homes.of(&operation.agent) else { return Ok(None) };
+            return ask_operate(&home, &verb, &operation).await.map(Some);
+        }
+        let mut lines = Vec::new();
+        for (_, home) in self.homes.all() {
+            let told = ask_operate(&home, &verb, &operation).await?;
+            lines.extend(told.as_array().cloned().unwrap_or_default());
+        }
+        Ok(Some(lines.into()))
     }
 }
 
-/// All registrations in the bucket.
-pub(crate) async fn known_registrations(agents: &Store) -> anyhow::Result<BTreeMap<String, Registration>> {
-    let mut known = BTreeMap::new();
-    let mut keys = agents.keys().await?;
-    while let Some(key) = keys.next().await {
-        let key = key?;
-        if let Some(bytes) = agents.get(&key).await? {
-            known.insert(key, serde_json::from_slice(&bytes)?);
-        }
-    }
-    Ok(known)
+async fn ask_operate(home: &Link, verb: &str, operation: &Operation) -> Result<serde_json::Value, String> {
+    let (respond, told) = oneshot::channel();
+    let operation = operation.clone();
+    home.send(Command::Operate { verb: verb.to_owned(), operation, respond }).await;
+    told.await.map_err(|_| STOPPING.to_owned())?
 }
+
+async fn cancel(home: &Link, source: String, message: &Message) -> Result<serde_json::Value, String> {
+    let id = parse::<control::Cancel>(message)?.id.parse::<DispatchId>().map_err(|e| e.to_string())?;
+    home.send(Command::Cancel { source, id }).await;
+    Ok(serde_json::json!({}))
+}
+
+async fn extend(home: &Link, source: String, message: &Message) -> Result<serde_json::Value, String> {
+    let wish = parse::<control::Extend>(message)?;
+    let id = wish.id.parse::<DispatchId>().map_err(|e| e.to_string())?;
+    let (respond, told) = oneshot::channel();
+    home.send(Command::Extend { source, id, by: Duration::from_millis(wish.by_ms), respond }).await;
+    let extended = told.await.map_err(|_| STOPPING.to_owned())?;
+    serde_json::to_value(extended).map_err(|e| e.to_string())
+}
+
+async fn open(home: &Link, message: &Message) -> Result<serde_json::Value, String> {
+    let question = parse::<control::OpenQuestion>(message)?;
+    let runs = question
+        .runs
+        .iter()
+        .map(|(id, count)| Ok((id.parse::<DispatchId>().map_err(|e| e.to_string())?, *count)))
+        .collect::<Result<Vec<_>, String>>()?;
+    let (respond, told) = oneshot::channel();
+    home.send(Command::Open { runs, respond }).await;
+    let answer = told.await.map_err(|_| STOPPING.to_owned())?;
+    serde_json::to_value(answer).map_err(|e| e.to_string())
+}
+
+/// What a home answers that ends before it answers.
+const STOPPING: &str = "the home is moving; try again in a moment";
 
 fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, String> {
     serde_json::from_slice(&message.payload).map_err(|e| e.to_string())

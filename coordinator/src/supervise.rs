@@ -1,24 +1,21 @@
-//! Tasks: each has a name, stops with the process's token, and takes the process down when it ends unexpectedly.
+//! Tasks: each has a name, ends with its supervisor, and ends what it belongs to when it ends unexpectedly.
 
 use std::future::Future;
 
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-/// The tasks of a process.
+/// The tasks of a process, or of one home.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// Cancelled when the process is to end.
-    pub(crate) stop: CancellationToken,
 }
 
 impl Supervisor {
     pub(crate) fn new() -> Self {
-        Self { tasks: JoinSet::new(), stop: CancellationToken::new() }
+        Self { tasks: JoinSet::new() }
     }
 
-    /// Starts a task that runs until the process ends.
+    /// Starts a task that runs until it is shut down.
     pub(crate) fn start<F>(&mut self, name: &'static str, task: F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -26,29 +23,18 @@ impl Supervisor {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
-    /// Waits until a task ends or the token is cancelled, then stops the others. The first failure is the result.
-    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        loop {
-            let ended = tokio::select! {
-                ended = self.tasks.join_next() => ended,
-                () = self.stop.cancelled() => break,
-            };
-            match ended {
-                None => break,
-                Some(Ok((name, Ok(())))) => tracing::debug!(task = name, "a task ended"),
-                Some(Ok((name, Err(e)))) => {
-                    result = Err(e.context(format!("the task {name} failed")));
-                    break;
-                }
-                Some(Err(e)) => {
-                    result = Err(anyhow::Error::new(e).context("a task panicked"));
-                    break;
-                }
-            }
+    /// Waits until a task fails or ends unexpectedly; stops nothing.
+    pub(crate) async fn run_on(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("the task {name} ended"),
+            Some(Ok((name, Err(e)))) => e.context(format!("the task {name} failed")),
+            Some(Err(e)) => anyhow::Error::new(e).context("a task panicked"),
+            None => std::future::pending().await,
         }
-        self.stop.cancel();
+    }
+
+    /// Stops all tasks and waits for their ends.
+    pub(crate) async fn shutdown(&mut self) {
         self.tasks.shutdown().await;
-        result
     }
 }

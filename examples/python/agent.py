@@ -65,9 +65,10 @@ class Agent:
         """One inbox message is one dispatch: handle it, complete it, then acknowledge it."""
         dispatch = json.loads(message.data)
         attempt = message.metadata.num_delivered
-        if attempt > 1 and not await self.is_open(dispatch):
-            return await message.ack()
         renewal = asyncio.create_task(self.renew(message))
+        if attempt > 1 and not await self.is_open(dispatch):
+            renewal.cancel()
+            return await message.ack()
         begun = time.monotonic()
         completion = {"id": dispatch["id"], "attempt": min(attempt, 255)}
         handler = self.handlers.get(dispatch["capability"] or dispatch.get("topic"))
@@ -109,7 +110,7 @@ class Agent:
 
     async def renew(self, message):
         while True:
-            await asyncio.sleep(3)
+            await asyncio.sleep(1)
             await message.in_progress()
 
     async def call(self, parent, target, capability, payload, timeout=35):
@@ -172,7 +173,7 @@ async def main():
     arguments.add_argument("--depends-on", action="append", default=[], help="what `delegate` may call")
     arguments = arguments.parse_args()
 
-    nc = await nats.connect(arguments.nats_url, max_reconnect_attempts=-1)
+    nc = await nats.connect(arguments.nats_url.split(","), max_reconnect_attempts=-1)
     handlers = {"reverse": reverse, "delegate": delegate, "note": note}
     agent = Agent(nc, arguments.name, handlers | {"example_leads": note})
     terms = await register(nc, {

@@ -60,7 +60,7 @@ async def main():
     arguments.add_argument("--nats-url", default=os.environ.get("MESH_NATS_URL", "nats://127.0.0.1:4222"))
     arguments = arguments.parse_args()
 
-    nc = await nats.connect(arguments.nats_url)
+    nc = await nats.connect(arguments.nats_url.split(","))
     dependency = f"{arguments.target}/{arguments.capability}"
     verdict = await register(nc, {"agent": arguments.name, "dependencies": [dependency]})
     if not verdict["accepted"]:

@@ -12,9 +12,11 @@ use crate::effect::{Admission, Effect, Ending};
 use crate::facts::Waiting;
 use crate::governor::Governor;
 use crate::lanes::{HeldRun, Key, QueueIx};
+use crate::mirror::Stand;
 use crate::names::{AgentIx, CapabilityIx, DispatchId};
 use crate::open::OpenRun;
 use crate::registry::FallbackIx;
+use crate::reports::Urgency;
 use crate::time::Timestamp;
 use crate::words::{Kind, Outcome, Priority, Reason};
 
@@ -31,6 +33,8 @@ pub(crate) enum Verdict {
     OverQuota(Timestamp),
     /// An earlier dispatch with its order key is open at this target.
     KeyBusy(AgentIx),
+    /// It could go as the probe of this target, whose home is asked first.
+    AskProbe(AgentIx),
 }
 
 /// The proof that everything was checked; spent by `admit`.
@@ -38,8 +42,19 @@ pub(crate) enum Verdict {
 pub(crate) struct Permit {
     target: AgentIx,
     count: u16,
-    probe: bool,
-    fallback: bool,
+    going: Going,
+}
+
+/// As what a dispatch goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Going {
+    Plain,
+    Probe,
+    /// To an agent that stands in for its target.
+    Fallback,
+    /// As the probe of a target of another home, if that home grants it. What follows on the grant, the hard rate, is not asked
+    /// for before.
+    AskingProbe,
 }
 
 impl Governor {
@@ -64,13 +79,12 @@ impl Governor {
         let permitted = providers.filter(|target| self.registry.declares(source, *target, capability));
         permitted.min_by(|a, b| {
             let rank = |target: AgentIx| {
-                let breaker = &self.targets.at(target).breaker;
                 let free = self.room_at(now, target, class, 1).is_ok();
-                match (breaker.passes(), free) {
-                    (true, true) => 0,
-                    _ if breaker.probe_is_due(now) && free => 1,
-                    (true, false) => 2,
-                    (false, _) => 3,
+                match self.targets.at(target).stand(now, queue) {
+                    Stand::Passes if free => 0,
+                    Stand::MayProbe | Stand::MayAsk if free => 1,
+                    Stand::Passes => 2,
+                    Stand::MayProbe | Stand::MayAsk | Stand::Asks(_) | Stand::Bars(_) => 3,
                 }
             };
             rank(*a).cmp(&rank(*b)).then_with(|| self.load_order(*a, *b))
@@ -99,17 +113,30 @@ impl Governor {
         if !self.registry.is_registered(target) {
             return rejected(Some(target), Reason::UnknownTarget);
         }
-        let breaker = &self.targets.at(target).breaker;
-        if breaker.passes() {
-            return self.check_room(now, queue, target, run, wanted, Permit::plain(target));
+        let awaits =
+            |until| Verdict::Wait(Waiting { reason: Reason::AwaitsRecovery, target: Some(target), until });
+        match self.targets.at(target).stand(now, queue) {
+            Stand::Passes => self.check_room(now, queue, run, wanted, Permit::new(target, Going::Plain)),
+            Stand::MayProbe => self.check_room(now, queue, run, 1, Permit::new(target, Going::Probe)),
+            Stand::MayAsk => {
+                let could = self.check_room(now, queue, run, 1, Permit::new(target, Going::AskingProbe));
+                if let Verdict::Admit(_) = could { Verdict::AskProbe(target) } else { could }
+            }
+            Stand::Asks(until) => awaits(Some(until)),
+            Stand::Bars(until) if run.kind == Kind::Event => awaits(until),
+            Stand::Bars(_) => self.stand_in(now, queue, target, run, wanted),
         }
-        if breaker.probe_is_due(now) {
-            return self.check_room(now, queue, target, run, 1, Permit::probe(target));
-        }
-        if run.kind == Kind::Event {
-            let until = breaker.facts().probe_at;
-            return Verdict::Wait(Waiting { reason: Reason::AwaitsRecovery, target: Some(target), until });
-        }
+    }
+
+    /// The answer in the place of a target that takes nothing: its fallback, or a typed error.
+    fn stand_in(
+        &self,
+        now: Timestamp,
+        queue: QueueIx,
+        target: AgentIx,
+        run: &HeldRun,
+        wanted: u32,
+    ) -> Verdict {
         let broken = |reason, fallback| Verdict::End {
             target: Some(target),
             outcome: Outcome::CircuitBroken,
@@ -119,7 +146,7 @@ impl Governor {
         match run.capability.and_then(|capability| self.registry.fallback(target, capability)) {
             Some(FallbackIx::Static(text)) => broken(Reason::FallbackStatic, Some(Arc::clone(text))),
             Some(FallbackIx::Agent(other)) if self.may_stand_in(*other, run.capability) => {
-                self.check_room(now, queue, *other, run, wanted, Permit::fallback(*other))
+                self.check_room(now, queue, run, wanted, Permit::new(*other, Going::Fallback))
             }
             Some(FallbackIx::Agent(_)) | None => broken(Reason::BreakerTripped, None),
         }
@@ -129,18 +156,18 @@ impl Governor {
     fn may_stand_in(&self, other: AgentIx, capability: Option<CapabilityIx>) -> bool {
         self.registry.is_registered(other)
             && capability.is_some_and(|capability| self.registry.offers(other, capability))
-            && self.targets.at(other).breaker.passes()
+            && self.targets.at(other).passes()
     }
 
     fn check_room(
         &self,
         now: Timestamp,
         queue: QueueIx,
-        target: AgentIx,
         run: &HeldRun,
         wanted: u32,
         permit: Permit,
     ) -> Verdict {
+        let target = permit.target;
         let (source, class) =
             (self.lanes.queue(queue).lane.source, self.lanes.queue(queue).effective_class());
         let mut wanted = wanted;
@@ -152,7 +179,11 @@ impl Governor {
             }
             wanted = 1;
         }
-        let room = match self.room_at(now, target, class, wanted) {
+        let room = match permit.going {
+            Going::AskingProbe => self.free_at(target, class, wanted),
+            Going::Plain | Going::Probe | Going::Fallback => self.room_at(now, target, class, wanted),
+        };
+        let room = match room {
             Ok(room) => room,
             Err(waiting) => return Verdict::Wait(waiting),
         };
@@ -167,24 +198,27 @@ impl Governor {
 
     /// How many a target takes in a class now, at most `wanted`, and why it takes none.
     fn room_at(&self, now: Timestamp, target: AgentIx, class: Priority, wanted: u32) -> Result<u32, Waiting> {
+        let room = self.free_at(target, class, wanted)?;
+        let wait = |until| Waiting { reason: Reason::TargetRate, target: Some(target), until };
+        self.targets.at(target).rate_room(now, room).map_err(wait)
+    }
+
+    /// The same, its hard rate apart.
+    fn free_at(&self, target: AgentIx, class: Priority, wanted: u32) -> Result<u32, Waiting> {
         let state = self.targets.at(target);
-        let wait = |reason, until| Waiting { reason, target: Some(target), until };
+        let wait = |reason| Waiting { reason, target: Some(target), until: None };
         if state.paused || state.paused_by_operator {
-            return Err(wait(Reason::Paused, None));
+            return Err(wait(Reason::Paused));
         }
         if state.inbox_full {
-            return Err(wait(Reason::InboxFull, None));
+            return Err(wait(Reason::InboxFull));
         }
         let room = state.room(&self.policy.in_flight, class).min(wanted);
         if room == 0 {
             let reason = if state.instances() == 0 { Reason::NoInstance } else { Reason::InboxFull };
-            return Err(wait(reason, None));
+            return Err(wait(reason));
         }
-        let Some(rate) = &state.max_rate else { return Ok(room) };
-        match rate.check(now, room) {
-            0 => Err(wait(Reason::TargetRate, Some(rate.next()))),
-            conforming => Ok(conforming),
-        }
+        Ok(room)
     }
 
     /// Lets the first dispatches of a queue's head go.
@@ -195,17 +229,17 @@ impl Governor {
         permit: Permit,
         effects: &mut Vec<Effect>,
     ) {
-        let Permit { target, count, probe, .. } = permit;
+        let Permit { target, count, going } = permit;
+        let probe = going == Going::Probe;
         let class = self.lanes.queue(queue).effective_class();
         let lane = self.lanes.queue(queue).lane;
         let run = *self.lanes.queue(queue).runs.front().expect("a permit is for the head of a queue");
         let reason = self.admission_reason(queue, &run, &permit);
         self.source_mut(lane.source).quota.secure(now, u32::from(count));
         let state = self.targets.at_mut(target);
+        let pack_max = state.pack_max;
         state.in_flight[class as usize] += u32::from(count);
-        if let Some(rate) = &mut state.max_rate {
-            rate.secure(now, u32::from(count));
-        }
+        state.secure_rate(now, u32::from(count));
         if run.order_key != 0 {
             self.take_key(queue, target, &run);
         }
@@ -219,7 +253,8 @@ impl Governor {
             kind: run.kind,
             class,
             serves_person: run.serves_person,
-            probe,
+            probe: probe.then(|| self.probe_until(now, target)),
+            stands_in: going == Going::Fallback,
             first: DispatchId { instance, sequence, slot: run.first, copy: run.copy },
             count,
             deadline: run.deadline,
@@ -241,10 +276,12 @@ impl Governor {
             reason,
             deadline: run.deadline,
             open,
+            pack_max,
         }));
         if probe {
-            self.begin_probe(now, target, false, effects);
+            self.send_probe(now, target, effects);
         }
+        self.report_soon(now, target, Urgency::Soon);
         self.take_from_head(now, queue, count, effects);
         self.leave_key_elsewhere(lane.source, target, &run);
     }
@@ -275,9 +312,9 @@ impl Governor {
     /// The strongest of the reasons that apply.
     fn admission_reason(&self, queue: QueueIx, run: &HeldRun, permit: &Permit) -> Reason {
         let queue = self.lanes.queue(queue);
-        if permit.probe {
+        if permit.going == Going::Probe {
             Reason::Probe
-        } else if permit.fallback {
+        } else if permit.going == Going::Fallback {
             Reason::FallbackAgent
         } else if run.copy != 0 {
             Reason::TopicCopy
@@ -421,16 +458,8 @@ impl End {
 }
 
 impl Permit {
-    const fn plain(target: AgentIx) -> Self {
-        Self { target, count: 0, probe: false, fallback: false }
-    }
-
-    const fn probe(target: AgentIx) -> Self {
-        Self { probe: true, ..Self::plain(target) }
-    }
-
-    const fn fallback(target: AgentIx) -> Self {
-        Self { fallback: true, ..Self::plain(target) }
+    const fn new(target: AgentIx, going: Going) -> Self {
+        Self { target, count: 0, going }
     }
 
     pub(crate) const fn count(&self) -> u16 {

@@ -1,4 +1,4 @@
-//! Circuit breakers. Owns the window of runs of each target and the three states; sends nothing anywhere.
+//! Circuit breakers. Owns the window of runs of each target and the three states, at the target's home; sends nothing anywhere.
 //!
 //! `Passing` until one of three conditions holds in the window: the error rate is above its bound, the share of runs over
 //! 120 % of the SLA is above its bound (which says that the 95th percentile is), or so many failures came in a row. Then
@@ -11,6 +11,7 @@
 
 use crate::facts::BreakerFacts;
 use crate::policy::{BreakerPolicy, WHOLE_BP};
+use crate::reports::Difference;
 use crate::time::Timestamp;
 use crate::words::{BreakerState, Reason};
 
@@ -73,8 +74,29 @@ impl Breaker {
 
     /// Runs ended; may trip a passing breaker. Probes have a way of their own, `on_probe`.
     pub(crate) fn on_ran(&mut self, now: Timestamp, rules: &BreakerPolicy, ran: Ran) -> Option<Change> {
-        self.window.record(now, rules, ran);
+        let errors = if ran.failed { ran.count } else { 0 };
+        let over = if ran.over { ran.count } else { 0 };
+        self.window.record(now, rules, Bucket { samples: ran.count, errors, over });
         self.in_row = if ran.failed { self.in_row.saturating_add(ran.count) } else { 0 };
+        self.judge(now, rules)
+    }
+
+    /// Another home tells of runs that ended there; may trip a passing breaker. Where one of them succeeded, what is in a row is
+    /// what that home saw since; where all failed, they stand behind those that failed here.
+    pub(crate) fn on_reported(
+        &mut self,
+        now: Timestamp,
+        rules: &BreakerPolicy,
+        difference: Difference,
+    ) -> Option<Change> {
+        let Difference { finished, errors, over, streak } = difference;
+        if finished == 0 {
+            return None;
+        }
+        // A report is a snapshot of counters that are raised together; bad ones must not break the sums.
+        let added = Bucket { samples: finished, errors: errors.min(finished), over: over.min(finished) };
+        self.window.record(now, rules, added);
+        self.in_row = if errors < finished { streak } else { self.in_row.saturating_add(errors) };
         self.judge(now, rules)
     }
 
@@ -327,11 +349,8 @@ impl Window {
         self.second = self.second.max(second);
     }
 
-    fn record(&mut self, now: Timestamp, rules: &BreakerPolicy, ran: Ran) {
+    fn record(&mut self, now: Timestamp, rules: &BreakerPolicy, added: Bucket) {
         self.advance(now, rules);
-        let errors = if ran.failed { ran.count } else { 0 };
-        let over = if ran.over { ran.count } else { 0 };
-        let added = Bucket { samples: ran.count, errors, over };
         let place = (self.second % self.buckets.len() as u64) as usize;
         self.buckets[place] = self.buckets[place].plus(added);
         self.total = self.total.plus(added);

@@ -10,6 +10,7 @@ use crate::event::Completion;
 use crate::governor::Governor;
 use crate::names::{AgentIx, DispatchId, OpenIx};
 use crate::policy::WHOLE_BP;
+use crate::reports::Urgency;
 use crate::retry::{self, Next};
 use crate::time::{Timestamp, nanos};
 use crate::words::{Kind, Outcome, Reason};
@@ -77,7 +78,7 @@ impl Governor {
             self.on_event_failed(now, slots, completion, effects);
         } else {
             let Completion { mut outcome, mut reason, row, .. } = *completion;
-            if outcome == Outcome::Failure && now >= self.open.deadline(open, offset) {
+            if outcome == Outcome::Failure && completion.reported >= self.open.deadline(open, offset) {
                 // A handler that is told of its deadline fails in its own words; what ended it is the deadline.
                 (outcome, reason) = (Outcome::Timeout, Reason::ExpiredRunning);
             }
@@ -98,12 +99,11 @@ impl Governor {
         let target = self.open.run(open).target;
         let failed = completion.outcome != Outcome::Success;
         let over = self.is_over(target, completion.ran);
-        if self.open.take_probe(open) {
+        if self.open.take_probe(now, open) {
             self.end_probe(now, target, !failed && !over, effects);
         }
         let ran = Ran { count: u32::from(count), failed, over };
-        let change = self.targets.at_mut(target).breaker.on_ran(now, &self.policy.breaker, ran);
-        self.on_breaker(target, change, effects);
+        self.on_target_ran(now, target, ran, effects);
     }
 
     /// Whether a run took longer than the bound that the target's SLA gives.
@@ -148,9 +148,13 @@ impl Governor {
         let (target, class) = (run.target, run.class);
         let id = DispatchId { slot: run.first.slot + offset, ..run.first };
         let As { outcome, reason, row } = how;
+        // What the caller must know of an answer: that it is not from whom it asked.
+        let reason =
+            if run.stands_in && outcome == Outcome::Success { Reason::FallbackAgent } else { reason };
         effects.push(Effect::Close(Closing { open, id, count, outcome, reason, row }));
         let state = self.targets.at_mut(target);
         state.in_flight[class as usize] -= u32::from(count);
+        self.report_soon(now, target, Urgency::Soon);
         self.targets.mark_changed(target);
         let last = self.open.end(open, offset, count);
         if last {
@@ -166,10 +170,9 @@ impl Governor {
             self.order_keys.close(run.source, run.target, run.order_key);
             self.hand_on(run.source, run.target, run.order_key);
         }
-        if run.probe {
+        if run.probe.is_some_and(|until| now < until) {
             // It was withdrawn before anything was heard of it.
-            self.targets.at_mut(run.target).breaker.on_probe_withdrawn(now);
-            self.on_probe_due(now, run.target);
+            self.withdraw_probe(now, run.target, effects);
         }
     }
 
@@ -204,15 +207,14 @@ impl Governor {
         let run = self.open.run(open);
         let target = run.target;
         let first = DispatchId { slot: run.first.slot + offset, ..run.first };
-        if self.open.take_probe(open) {
+        if self.open.take_probe(now, open) {
             self.end_probe(now, target, false, effects);
         }
         let how = As { outcome: Outcome::Timeout, reason: Reason::ExpiredUnknown, row: None };
         let last = self.close(now, slots, how, effects);
         effects.push(Effect::Revoke { target, first, count });
         let ran = Ran { count: u32::from(count), failed: true, over: false };
-        let change = self.targets.at_mut(target).breaker.on_ran(now, &self.policy.breaker, ran);
-        self.on_breaker(target, change, effects);
+        self.on_target_ran(now, target, ran, effects);
         last
     }
 

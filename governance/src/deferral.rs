@@ -1,7 +1,7 @@
 //! Deferral of P3 while P0 suffers. Owns the measure of P0's delay, the hysteresis and the trickle.
 //!
 //! P0's delay is what the mesh itself adds, from acceptance to admission, the waits for a quota or a target apart; the measure
-//! is the greatest of the last second. Above half of P0's budget, or when the in-flight window is full while something more
+//! is the greatest of the last second, here or as another home tells. Above half of P0's budget, or when the in-flight window is full while something more
 //! urgent than P3 waits, P3 is deferred. It goes on when the delay has stayed below a quarter for a while: two bounds and a
 //! pause, so that it does not flap.
 //!
@@ -18,13 +18,23 @@ use crate::time::{Timestamp, nanos};
 #[derive(Debug)]
 pub(crate) struct Deferral {
     on: bool,
+    /// It began because of what this home saw itself.
+    own: bool,
     /// When P0 last suffered: delay above the lower bound, or window full.
     disturbed: Timestamp,
-    delays: [HalfSecond; 2],
+    delays: Delays,
+    /// What other homes told of theirs; kept apart, so that it never goes back to them.
+    told: Delays,
+    /// When the others were last told.
+    telling: Timestamp,
     /// P3's share of what was admitted, in basis points of one dispatch.
     credit: u64,
     floor: Gcra,
 }
+
+/// The longest delay of the last second.
+#[derive(Debug, Clone, Copy)]
+struct Delays([HalfSecond; 2]);
 
 #[derive(Debug, Clone, Copy)]
 struct HalfSecond {
@@ -32,13 +42,35 @@ struct HalfSecond {
     longest: Duration,
 }
 
+impl Delays {
+    const NONE: Self = Self([HalfSecond { number: 0, longest: Duration::ZERO }; 2]);
+
+    fn note(&mut self, now: Timestamp, delay: Duration) {
+        let number = now.0 / HALF_SECOND;
+        let place = &mut self.0[(number % 2) as usize];
+        if place.number == number {
+            place.longest = place.longest.max(delay);
+        } else {
+            *place = HalfSecond { number, longest: delay };
+        }
+    }
+
+    fn longest(&self, now: Timestamp) -> Duration {
+        let number = now.0 / HALF_SECOND;
+        let recent = self.0.iter().filter(|half| half.number + 1 >= number);
+        recent.map(|half| half.longest).max().unwrap_or(Duration::ZERO)
+    }
+}
+
 impl Deferral {
     pub(crate) fn new(rules: &DeferralPolicy) -> Self {
-        let none = HalfSecond { number: 0, longest: Duration::ZERO };
         Self {
             on: false,
+            own: false,
             disturbed: Timestamp::ZERO,
-            delays: [none; 2],
+            delays: Delays::NONE,
+            told: Delays::NONE,
+            telling: Timestamp::ZERO,
             credit: 0,
             floor: Gcra::new(floor(rules)),
         }
@@ -50,37 +82,62 @@ impl Deferral {
 
     /// A P0 dispatch was admitted after this delay.
     pub(crate) fn on_p0(&mut self, now: Timestamp, delay: Duration) {
-        let number = now.0 / HALF_SECOND;
-        let place = &mut self.delays[(number % 2) as usize];
-        if place.number == number {
-            place.longest = place.longest.max(delay);
-        } else {
-            *place = HalfSecond { number, longest: delay };
-        }
+        self.delays.note(now, delay);
     }
 
-    /// The in-flight window is full and something more urgent than P3 waits.
+    /// Another home says how long its P0 waits.
+    pub(crate) fn on_told(&mut self, now: Timestamp, delay: Duration) {
+        self.told.note(now, delay);
+    }
+
+    /// The in-flight window is full and something more urgent than P3 waits. Whether the deferral begins now.
     pub(crate) fn on_window_full(&mut self, now: Timestamp) -> bool {
         self.disturbed = now;
-        !std::mem::replace(&mut self.on, true)
+        let begins = !std::mem::replace(&mut self.on, true);
+        self.own |= begins;
+        begins
     }
 
-    /// P0's greatest delay in the last second.
+    /// P0's greatest delay in the last second, anywhere.
     pub(crate) fn p0_delay(&self, now: Timestamp) -> Duration {
-        let number = now.0 / HALF_SECOND;
-        let recent = self.delays.iter().filter(|half| half.number + 1 >= number);
-        recent.map(|half| half.longest).max().unwrap_or(Duration::ZERO)
+        self.delays.longest(now).max(self.told.longest(now))
+    }
+
+    /// What the other homes are to know of this one's P0, now and then. A full window counts as a delay of the whole budget: there
+    /// something urgent waits that was not admitted, so that nothing was measured.
+    pub(crate) fn suffers(
+        &mut self,
+        now: Timestamp,
+        rules: &DeferralPolicy,
+        budget: Duration,
+        window_full: bool,
+    ) -> Option<Duration> {
+        let own = self.delays.longest(now);
+        let above = is_above(own, budget, rules.end_bp);
+        if !above && !window_full || now.since(self.telling) < TELL_PAUSE {
+            return None;
+        }
+        self.telling = now;
+        Some(if window_full { own.max(budget) } else { own })
+    }
+
+    /// Whether the present deferral, or the one that just ended, began because of what this home saw itself.
+    pub(crate) const fn is_own(&self) -> bool {
+        self.own
     }
 
     /// Whether the deferral begins or ends now.
     pub(crate) fn judge(&mut self, now: Timestamp, rules: &DeferralPolicy, budget: Duration) -> Option<bool> {
-        let delay = u128::from(nanos(self.p0_delay(now))) * u128::from(WHOLE_BP);
-        let bound = |bp: u32| u128::from(nanos(budget)) * u128::from(bp);
-        if delay > bound(rules.end_bp) {
+        let delay = self.p0_delay(now);
+        if is_above(delay, budget, rules.end_bp) {
             self.disturbed = now;
         }
-        let wanted =
-            if self.on { now.since(self.disturbed) < rules.hold } else { delay > bound(rules.begin_bp) };
+        let wanted = if self.on {
+            now.since(self.disturbed) < rules.hold
+        } else {
+            self.own = is_above(self.delays.longest(now), budget, rules.begin_bp);
+            is_above(delay, budget, rules.begin_bp)
+        };
         (std::mem::replace(&mut self.on, wanted) != wanted).then_some(wanted)
     }
 
@@ -117,11 +174,18 @@ impl Deferral {
     }
 }
 
+fn is_above(delay: Duration, budget: Duration, bound_bp: u32) -> bool {
+    u128::from(nanos(delay)) * u128::from(WHOLE_BP) > u128::from(nanos(budget)) * u128::from(bound_bp)
+}
+
 const fn floor(rules: &DeferralPolicy) -> Rate {
     Rate { per_s: rules.trickle_per_s, burst: 1 }
 }
 
 const HALF_SECOND: u64 = 500_000_000;
+
+/// The others are told at most so often: well within the second for which a delay is remembered, so that one may be lost.
+const TELL_PAUSE: Duration = Duration::from_millis(250);
 
 /// A long deferral under full load must not save up a burst of P3: at most so much of a share is kept.
 const CREDIT_MAX: u64 = 100 * WHOLE_BP;

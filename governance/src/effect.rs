@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Lane;
+use crate::knowledge::{Ask, Grant, TargetReport};
 use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx};
 use crate::time::Timestamp;
 use crate::words::{BreakerState, Kind, Outcome, Priority, Reason};
@@ -48,10 +49,23 @@ pub enum Effect {
     Scale(ScaleChange),
     /// An instance is silent for too long.
     InstanceLost { agent: AgentIx, instance: InstanceId },
-    /// P3 is deferred, or no longer, because of P0's delay.
-    Deferral { on: bool, p0_delay: Duration },
+    /// P3 is deferred, or no longer, because of P0's delay. Where that is not this home's own but what another one told, it is
+    /// counted and not recorded, since the other one records it.
+    Deferral { on: bool, p0_delay: Duration, own: bool },
     /// P0 was claimed without the right to it.
     Demoted { message: MessageIx, first: u16, count: u16, source: AgentIx },
+    /// An instance more is due and not taken, since it would not help: told once for each such time.
+    ScaleHeld { agent: AgentIx, instances: u32, reason: Reason, depth: u32, utilisation_bp: u32 },
+    /// Tell the home of a target what was seen of it.
+    Report { target: AgentIx, report: TargetReport },
+    /// Tell the home of a target how the probe that it granted ended; none where it went unused.
+    ProbeEnded { target: AgentIx, succeeded: Option<bool> },
+    /// Ask the home of a target; the answer is told with the moment of this effect.
+    AskGrant { target: AgentIx, ask: Ask },
+    /// Answer the home that asked.
+    Granted(Grant),
+    /// Tell the other homes that P0 suffers here.
+    P0Suffers { delay: Duration },
 }
 
 /// Slots that go to a target.
@@ -83,6 +97,9 @@ pub struct Admission {
     pub deadline: Timestamp,
     /// The handle of this run.
     pub open: OpenIx,
+    /// How many slots of it may share one inbox message: one for a target that speaks JSON, else half of one instance's slots,
+    /// since more at once would keep other instances idle and P0 out.
+    pub pack_max: u32,
 }
 
 /// Slots that end without reaching a target.
@@ -125,7 +142,7 @@ pub struct Closing {
     pub count: u16,
     /// How it ended.
     pub outcome: Outcome,
-    /// Why.
+    /// Why; `FallbackAgent` where an agent that stands in answered with success.
     pub reason: Reason,
     /// The row of the completion that ended it; none for timeouts and cancellations.
     pub row: Option<u32>,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::knowledge::{Ask, Grant, HomeId, TargetReport};
 use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx, TopicIx};
 use crate::policy::Policy;
 use crate::registration::Registration;
@@ -59,6 +60,18 @@ pub enum Event<'a> {
     RestoreSeen { instance: InstanceId, from: u64, to: u64 },
     /// A breaker as it was left.
     RestoreBreaker { target: AgentIx, state: BreakerState, reason: Reason },
+    /// At the home of a target: what another home has seen of it.
+    TargetReported { target: AgentIx, from: HomeId, report: TargetReport },
+    /// At the home of a target: the probe that was granted to another home ended so; none where it went unused.
+    ProbeEnded { target: AgentIx, succeeded: Option<bool> },
+    /// At the home of a target: another home asks; answered by exactly one `Granted`.
+    GrantAsked { target: AgentIx, ask: Ask },
+    /// The answer to what this home asked at that moment; none where nobody answered in time.
+    GrantAnswered { target: AgentIx, ask: Ask, asked: Timestamp, grant: Option<Grant> },
+    /// At homes that are not the target's: what its home says of its breaker.
+    BreakerKnown { target: AgentIx, state: BreakerState, reason: Reason, since: Timestamp },
+    /// Another home says that its P0 suffers.
+    P0Suffered { delay: Duration },
     /// Time has passed.
     Tick,
 }
@@ -173,6 +186,8 @@ pub struct Completion {
     pub ran: Duration,
     /// Which attempt this was, from 1.
     pub attempt: u8,
+    /// When the broker stored the report: what is read again after a take-over ends as it did the first time.
+    pub reported: Timestamp,
     /// The shell's number of the first row, repeated in the effects.
     pub row: u32,
 }
@@ -192,6 +207,8 @@ pub struct Restored {
     pub class: Priority,
     /// Whether it ran with a right to P0.
     pub serves_person: bool,
+    /// Whether its target stands in for a tripped one: the reason of its admission was `FallbackAgent`.
+    pub stands_in: bool,
     /// The first dispatch of the run.
     pub first: DispatchId,
     /// How many consecutive slots.

@@ -138,9 +138,9 @@ impl Governor {
 
     /// Every registered agent as a target, in the order of names.
     #[must_use]
-    pub fn target_facts(&self, _now: Timestamp) -> Vec<TargetFacts> {
-        let depths = self.depths();
-        self.agents().map(|agent| self.target(agent, depths[agent.ix()])).collect()
+    pub fn target_facts(&self, now: Timestamp) -> Vec<TargetFacts> {
+        let held = self.held_depths();
+        self.agents().map(|agent| self.target(agent, self.depth(now, agent, held[agent.ix()]))).collect()
     }
 
     fn target(&self, agent: AgentIx, depth: u32) -> TargetFacts {
@@ -150,7 +150,7 @@ impl Governor {
             role: self.policy.role_name(self.agent_name(agent).as_str()).to_owned(),
             quota: self.source(agent).quota.rate(),
             max_rate: target.max_rate.as_ref().map(Gcra::rate),
-            breaker: target.breaker.facts(),
+            breaker: target.breaker_facts(),
             instances: target.instances(),
             slots: target.slots,
             running: target.running,

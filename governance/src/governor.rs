@@ -1,9 +1,10 @@
 //! The core's table of contents: the state, `apply` with one line for each event, and `next_wakeup`.
 //!
 //! Each concern has a file with its state; what needs several of them is a method of the governor in the file that is named
-//! after it: `arrival`, `scheduler`, `admission`, `completion`, `waiting`, `membership`.
+//! after it: `arrival`, `scheduler`, `admission`, `completion`, `waiting`, `membership`, `breakers`, `instances`; `reports` and
+//! `grants` for what homes tell and ask each other.
 //!
-//! The rule it keeps: one event, then the pulls that follow from it. Time never runs backwards: an earlier `now` counts as the
+//! The rule it keeps: one event, then the reports and pulls that follow from it. Time never runs backwards: an earlier `now` counts as the
 //! latest one seen.
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use crate::deferral::Deferral;
 use crate::effect::Effect;
 use crate::event::{Event, Restored};
 use crate::idempotency::Idempotency;
+use crate::knowledge::Shards;
 use crate::lanes::Lanes;
 use crate::names::{
     AgentId, AgentIx, Capability, CapabilityIx, DispatchId, InstanceId, OpenIx, Topic, TopicIx,
@@ -34,6 +36,8 @@ use crate::timers::{Timer, Timers};
 pub struct Governor {
     pub(crate) now: Timestamp,
     pub(crate) policy: Arc<Policy>,
+    /// The shards whose agents this core is home of.
+    pub(crate) shards: Shards,
     pub(crate) registry: Registry,
     pub(crate) sources: Vec<Source>,
     pub(crate) targets: Targets,
@@ -51,6 +55,10 @@ pub struct Governor {
     /// The last turn ended for lack of room.
     pub(crate) window_full: bool,
     pub(crate) sweeps: u64,
+    /// Targets of other homes of which something is told at the end of this event.
+    pub(crate) reports_due: Vec<AgentIx>,
+    /// Targets of other homes whose hard rate this turn found wanting.
+    pub(crate) rates_wanted: Vec<AgentIx>,
 }
 
 /// When the core wants to be called again, and why.
@@ -83,18 +91,23 @@ pub enum WakeReason {
     Trickle,
     /// A source may have drained.
     Resume,
+    /// Another home is told of its target.
+    Report,
+    /// A grant of another home went unused, or an ask for one unanswered.
+    Grant,
     /// Housekeeping and scaling.
     Sweep,
 }
 
 impl Governor {
-    /// An empty mesh under a policy.
+    /// An empty mesh under a policy, in a core that is home of the agents of these shards.
     #[must_use]
-    pub fn new(policy: Arc<Policy>) -> Self {
+    pub fn new(policy: Arc<Policy>, shards: Shards) -> Self {
         let mut timers = Timers::default();
         timers.arm(Timestamp::ZERO, Timer::Sweep);
         Self {
             now: Timestamp::ZERO,
+            shards,
             registry: Registry::new(),
             sources: Vec::new(),
             targets: Targets::default(),
@@ -110,6 +123,8 @@ impl Governor {
             trickle_armed: false,
             window_full: false,
             sweeps: 0,
+            reports_due: Vec::new(),
+            rates_wanted: Vec::new(),
             policy,
         }
     }
@@ -147,8 +162,21 @@ impl Governor {
             Event::RestoreBreaker { target, state, reason } => {
                 self.on_restore_breaker(now, target, state, reason);
             }
+            Event::TargetReported { target, from, report } => {
+                self.on_target_reported(now, target, from, &report, effects);
+            }
+            Event::ProbeEnded { target, succeeded } => self.on_probe_ended(now, target, succeeded, effects),
+            Event::GrantAsked { target, ask } => self.on_grant_asked(now, target, ask, effects),
+            Event::GrantAnswered { target, ask, asked, grant } => {
+                self.on_grant_answered(now, target, ask, asked, grant, effects);
+            }
+            Event::BreakerKnown { target, state, reason, since } => {
+                self.on_breaker_known(target, state, reason, since);
+            }
+            Event::P0Suffered { delay } => self.on_p0_suffered(now, delay, effects),
             Event::Tick => self.expire_open(now, effects),
         }
+        self.tell_reports(now, effects);
         self.pull(effects);
     }
 
@@ -194,6 +222,12 @@ impl Governor {
     #[must_use]
     pub fn topic_name(&self, ix: TopicIx) -> &Topic {
         self.registry.topic_name(ix)
+    }
+
+    /// Whether this core is home of an agent: of what it sends, and of what is decided about it as a target.
+    #[must_use]
+    pub fn is_home(&self, agent: AgentIx) -> bool {
+        self.targets.at(agent).is_here()
     }
 
     /// What an agent declared; none where it is only named by others, or left.

@@ -8,16 +8,21 @@
 mod admission;
 mod arrival;
 mod breaker;
+mod breakers;
 mod completion;
 mod deferral;
 pub mod effect;
 pub mod event;
 pub mod facts;
 pub mod governor;
+mod grants;
 mod hash;
 mod idempotency;
+mod instances;
+pub mod knowledge;
 mod lanes;
 mod membership;
+mod mirror;
 pub mod names;
 mod open;
 mod order;
@@ -25,6 +30,7 @@ pub mod policy;
 mod quota;
 pub mod registration;
 mod registry;
+mod reports;
 mod retry;
 mod scaling;
 mod scheduler;
@@ -42,6 +48,7 @@ pub use effect::{Admission, BreakerChange, Closing, Effect, Ending, ScaleChange}
 pub use event::{Arrival, Beat, Completion, Destination, Event, Lane, Lineage, Restored, Run};
 pub use facts::{BreakerFacts, LaneFacts, TargetFacts, Waiting};
 pub use governor::{Governor, WakeReason, Wakeup};
+pub use knowledge::{Ask, Grant, HomeId, Shards, TargetReport};
 pub use names::{
     AgentId, AgentIx, Capability, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx, SHARDS, Topic,
     TopicIx, shard_of,

@@ -1,33 +1,38 @@
-//! Who takes part: registrations, policies, instances, breakers, pauses; and what time alone changes.
+//! Who takes part: registrations, policies, pauses, what a former home left; and what time alone changes.
 //!
 //! The rule it keeps: a change of the rules or of a target wakes everything it may let go, so that nothing waits on a rule that
 //! is no longer in force.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::breaker::Change;
-use crate::effect::{BreakerChange, Effect, ScaleChange};
-use crate::event::{Beat, Lane, Restored};
+use crate::effect::Effect;
+use crate::event::{Lane, Restored};
 use crate::governor::Governor;
-use crate::lanes::{Held, Key, Standing};
-use crate::names::{AgentIx, InstanceId};
+use crate::knowledge::{GRANT_LIFE, Shards};
+use crate::lanes::Held;
+use crate::names::AgentIx;
 use crate::open::OpenRun;
-use crate::policy::Policy;
+use crate::policy::{Policy, Rate};
 use crate::quota::Gcra;
-use crate::registration::Registration;
-use crate::scaling::Sample;
+use crate::registration::{Encoding, Registration};
+use crate::reports::Urgency;
 use crate::sources::{DRAINED_FOR, Source, lanes_of};
 use crate::time::Timestamp;
 use crate::timers::Timer;
-use crate::words::{BreakerState, Kind, Reason};
+use crate::words::Kind;
 
 impl Governor {
     /// An agent joins, or joins again with another registration.
     pub(crate) fn on_registered(&mut self, now: Timestamp, registration: &Registration) {
         let Some(agent) = self.registry.register(registration) else { return };
         self.add_agents(now);
+        self.targets.at_mut(agent).pack_max = pack_max(registration);
         self.apply_policy_to(now, agent);
         self.targets.mark_changed(agent);
+        if !self.is_home(agent) {
+            return;
+        }
         for lane in lanes_of(agent) {
             self.lanes.start_pulling(lane);
         }
@@ -39,7 +44,9 @@ impl Governor {
             let agent = AgentIx(self.sources.len() as u32);
             let name = self.registry.agent_name(agent).as_str();
             self.sources.push(Source::new(Gcra::new(self.policy.quota(name))));
-            self.targets.add(self.policy.max_rate(name).map(|rate| Gcra::used_up(now, rate)));
+            let here = self.shards.are_home_of(name);
+            let rate = self.policy.max_rate(name).map(|rate| hard_rate(now, self.shards, rate));
+            self.targets.add(here, rate);
             self.lanes.add_agent();
             self.scheduler.add_agent();
         }
@@ -82,7 +89,7 @@ impl Governor {
         target.paused = self.policy.agents.get(name).is_some_and(|a| a.paused);
         match (&mut target.max_rate, max_rate) {
             (Some(rate), Some(limit)) => rate.set_rate(now, limit),
-            (rate, limit) => *rate = limit.map(|limit| Gcra::used_up(now, limit)),
+            (rate, limit) => *rate = limit.map(|limit| hard_rate(now, self.shards, limit)),
         }
         self.resolve_p0(agent);
     }
@@ -105,132 +112,6 @@ impl Governor {
         let source = &mut self.sources[agent.ix()];
         source.p0 = calls;
         source.p0_unknown = unknown;
-    }
-
-    /// A heartbeat.
-    pub(crate) fn on_beat(&mut self, now: Timestamp, agent: AgentIx, beat: Beat, effects: &mut Vec<Effect>) {
-        let target = self.targets.at_mut(agent);
-        let slots_changed = target.on_beat(now, beat);
-        let over = target.running_over;
-        let tripped = target.breaker.on_running_over(now, &self.policy.breaker, over);
-        let answered = target.breaker.on_sign_of_life(now, &self.policy.breaker);
-        if !std::mem::replace(&mut target.silence_armed, true) {
-            self.timers.arm(now.after(self.policy.scaling.silence), Timer::Silence(agent));
-        }
-        if slots_changed {
-            self.targets.mark_changed(agent);
-        }
-        self.on_breaker(agent, tripped, effects);
-        self.on_breaker(agent, answered, effects);
-    }
-
-    /// An instance said goodbye.
-    pub(crate) fn on_left(&mut self, agent: AgentIx, instance: InstanceId) {
-        let target = self.targets.at_mut(agent);
-        target.on_left(instance);
-        target.breaker.on_instances_left(target.running_over);
-    }
-
-    /// Instances that have been silent for too long are lost.
-    pub(crate) fn on_silence(&mut self, now: Timestamp, agent: AgentIx, effects: &mut Vec<Effect>) {
-        let silence = self.policy.scaling.silence;
-        let since = Timestamp(now.0.saturating_sub(crate::time::nanos(silence)));
-        let target = self.targets.at_mut(agent);
-        while let Some(instance) = target.silent(since) {
-            target.on_left(instance);
-            effects.push(Effect::InstanceLost { agent, instance });
-        }
-        target.breaker.on_instances_left(target.running_over);
-        target.silence_armed = false;
-        if let Some(oldest) = target.oldest_beat() {
-            target.silence_armed = true;
-            self.timers.arm(oldest.after(silence), Timer::Silence(agent));
-        }
-    }
-
-    /// A breaker may have changed: tell, arm, wake.
-    pub(crate) fn on_breaker(&mut self, target: AgentIx, change: Option<Change>, effects: &mut Vec<Effect>) {
-        let Some(Change { from, to, reason, samples, errors, over }) = change else { return };
-        effects.push(Effect::Breaker(BreakerChange { target, from, to, reason, samples, errors, over }));
-        if let Some(at) = self.targets.at(target).breaker.next_due() {
-            self.timers.arm(at, Timer::Probe(target));
-        }
-        if to == BreakerState::Tripped {
-            self.wake_on_trip(target);
-        }
-        self.targets.mark_changed(target);
-    }
-
-    pub(crate) fn begin_probe(
-        &mut self,
-        now: Timestamp,
-        target: AgentIx,
-        ping: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let change = self.targets.at_mut(target).breaker.begin_probe(now, &self.policy.breaker, ping);
-        self.on_breaker(target, Some(change), effects);
-        if ping {
-            effects.push(Effect::Ping { target });
-        }
-    }
-
-    pub(crate) fn end_probe(
-        &mut self,
-        now: Timestamp,
-        target: AgentIx,
-        succeeded: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let change = self.targets.at_mut(target).breaker.on_probe(now, &self.policy.breaker, succeeded);
-        self.on_breaker(target, change, effects);
-    }
-
-    /// A probe is due, or was not heard of in time.
-    fn on_probe_timer(&mut self, now: Timestamp, target: AgentIx, effects: &mut Vec<Effect>) {
-        let change = self.targets.at_mut(target).breaker.on_probe_overdue(now, &self.policy.breaker);
-        self.on_breaker(target, change, effects);
-        self.on_probe_due(now, target);
-    }
-
-    /// Where a probe is due the next dispatch goes as the probe; where none comes in time, a ping.
-    pub(crate) fn on_probe_due(&mut self, now: Timestamp, target: AgentIx) {
-        if self.targets.at(target).breaker.probe_is_due(now) {
-            self.timers.arm(now.after(self.policy.breaker.ping_after), Timer::Ping(target));
-            self.targets.mark_changed(target);
-        }
-    }
-
-    fn on_ping_timer(&mut self, now: Timestamp, target: AgentIx, effects: &mut Vec<Effect>) {
-        if self.targets.at(target).breaker.probe_is_due(now) {
-            self.begin_probe(now, target, true, effects);
-        }
-    }
-
-    pub(crate) fn on_set_breaker(
-        &mut self,
-        now: Timestamp,
-        target: AgentIx,
-        trip: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let change = self.targets.at_mut(target).breaker.on_operator(now, trip);
-        self.on_breaker(target, change, effects);
-    }
-
-    pub(crate) fn on_restore_breaker(
-        &mut self,
-        now: Timestamp,
-        target: AgentIx,
-        state: BreakerState,
-        reason: Reason,
-    ) {
-        let breaker = &mut self.targets.at_mut(target).breaker;
-        breaker.restore(now, &self.policy.breaker, state, reason);
-        if let Some(at) = breaker.next_due() {
-            self.timers.arm(at, Timer::Probe(target));
-        }
-        self.targets.mark_changed(target);
     }
 
     pub(crate) fn on_set_paused(&mut self, target: AgentIx, paused: bool) {
@@ -260,7 +141,8 @@ impl Governor {
                 kind: restored.kind,
                 class: restored.class,
                 serves_person: restored.serves_person,
-                probe: false,
+                probe: None,
+                stands_in: restored.stands_in,
                 first: restored.first,
                 count: restored.count,
                 deadline: restored.deadline,
@@ -271,6 +153,7 @@ impl Governor {
         );
         let left = (self.open.slots() - before) as u32;
         self.targets.at_mut(restored.target).in_flight[restored.class as usize] += left;
+        self.report_soon(self.now, restored.target, Urgency::Soon);
         if restored.order_key != 0 {
             self.order_keys.open(restored.source, restored.target, restored.order_key);
         }
@@ -288,68 +171,10 @@ impl Governor {
                 Timer::Silence(agent) => self.on_silence(now, agent, effects),
                 Timer::Trickle => self.on_trickle(now, effects),
                 Timer::Resume(source) => self.on_drained(source, effects),
+                Timer::Report(target) => self.on_report_timer(now, target),
+                Timer::Grant(target) => self.on_grant_timer(now, target, effects),
                 Timer::Sweep => self.on_sweep(now, effects),
             }
-        }
-    }
-
-    /// Housekeeping and scaling, each second.
-    fn on_sweep(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        self.timers.arm(now.after(SWEEP), Timer::Sweep);
-        self.judge_deferral(now, effects);
-        let depths = self.depths();
-        for (agent, depth) in depths.into_iter().enumerate() {
-            self.on_sample(now, AgentIx(agent as u32), depth, effects);
-        }
-        self.sweeps += 1;
-        if self.sweeps.is_multiple_of(SWEEPS_PER_CLEANING) {
-            self.seen.sweep(now);
-            self.idempotency.sweep(now, &self.policy.idempotency);
-        }
-    }
-
-    /// Dispatches that wait for each agent: in lanes, what waits for a quota apart, and in inboxes.
-    pub(crate) fn depths(&self) -> Vec<u32> {
-        let mut depths = vec![0_u32; self.targets.len()];
-        for queue in &self.lanes.queues {
-            let target = match queue.key {
-                Key::Agent(target) => Some(target),
-                Key::Capability(capability) => self.registry.providers(capability).first().copied(),
-            };
-            if let Some(target) = target
-                && queue.standing != Standing::Quota
-            {
-                depths[target.ix()] = depths[target.ix()].saturating_add(queue.queued);
-            }
-        }
-        for (agent, depth) in depths.iter_mut().enumerate() {
-            let target = self.targets.at(AgentIx(agent as u32));
-            *depth = depth.saturating_add(target.in_flight_total().saturating_sub(target.running));
-        }
-        depths
-    }
-
-    fn on_sample(&mut self, now: Timestamp, agent: AgentIx, depth: u32, effects: &mut Vec<Effect>) {
-        let Some(registration) = self.registry.registration(agent) else { return };
-        let target = self.targets.at_mut(agent);
-        let instances = target.instances();
-        let sample = Sample {
-            depth,
-            running: target.running,
-            slots: target.slots,
-            instances,
-            instances_min: registration.min_instances,
-            instances_max: registration.max_instances,
-        };
-        if let Some(step) = target.scaling.on_sample(now, &self.policy.scaling, sample) {
-            effects.push(Effect::Scale(ScaleChange {
-                agent,
-                from: instances,
-                to: step.to,
-                reason: step.reason,
-                depth,
-                utilisation_bp: step.utilisation_bp,
-            }));
         }
     }
 
@@ -415,8 +240,16 @@ impl Governor {
     }
 }
 
-/// The time between two looks at depths and utilisation; the triggers count in seconds.
-const SWEEP: std::time::Duration = std::time::Duration::from_secs(1);
+/// The hard rate of a target, of which it is not known what a former home gave out. Grants to other homes stretch it; a core that is
+/// home of all grants none.
+fn hard_rate(now: Timestamp, shards: Shards, rate: Rate) -> Gcra {
+    Gcra::used_up(now, rate, if shards.has_others() { GRANT_LIFE } else { Duration::ZERO })
+}
 
-/// Old sequences and keys are dropped once a minute.
-const SWEEPS_PER_CLEANING: u64 = 60;
+/// How many slots of an admission to this agent may share one inbox message.
+fn pack_max(registration: &Registration) -> u32 {
+    match registration.encoding {
+        Encoding::Json => 1,
+        Encoding::Binary => (registration.max_concurrent / 2).max(1),
+    }
+}

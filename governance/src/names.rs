@@ -164,7 +164,18 @@ index!(
     OpenIx
 );
 
-/// One running instance of an agent: a random 64-bit number it draws when it connects.
+/// One running instance of an agent: a number it draws when it connects. Hexadecimal digits 2 to 7 are its agent's, the last
+/// six of the FNV-1a hash of the name, so that every home sees at a glance whether an instance is its sender's own; the
+/// others are random.
+///
+/// ```
+/// use governance::{AgentId, InstanceId};
+///
+/// let bot = AgentId::new("lead_bot").unwrap();
+/// let instance = InstanceId::of(&bot, 0x1234_5678_9abc_def0);
+/// assert!(instance.is_of(&bot) && !instance.is_derived());
+/// assert!(!instance.is_of(&AgentId::new("crm_client").unwrap()));
+/// ```
 ///
 /// Dispatches that came as JSON without an instance have one derived from agent and stream, with the top bit set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -173,6 +184,21 @@ pub struct InstanceId(pub u64);
 impl InstanceId {
     /// The bit that marks an instance that was derived at the JSON door: its sequences are those of the stream.
     pub const DERIVED: u64 = 1 << 63;
+    const AGENT: u64 = 0xff_ffff << Self::AGENT_SHIFT;
+    const AGENT_SHIFT: u32 = 36;
+
+    /// An instance of an agent, from 64 random bits.
+    #[must_use]
+    pub fn of(agent: &AgentId, random: u64) -> Self {
+        let own = u64::from(fnv1a(agent.as_str().as_bytes())) << Self::AGENT_SHIFT & Self::AGENT;
+        Self(random & !Self::DERIVED & !Self::AGENT | own)
+    }
+
+    /// Whether this may be an instance of an agent, as far as the number tells.
+    #[must_use]
+    pub fn is_of(self, agent: &AgentId) -> bool {
+        Self::of(agent, self.0) == self
+    }
 
     /// Whether the sequences of this instance are stream sequences, hence not dense.
     #[must_use]

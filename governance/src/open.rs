@@ -25,7 +25,10 @@ pub(crate) struct OpenRun {
     pub kind: Kind,
     pub class: Priority,
     pub serves_person: bool,
-    pub probe: bool,
+    /// It serves as a probe, if it ends before this; later its breaker has given it up, and may have another.
+    pub probe: Option<Timestamp>,
+    /// Its target takes the place of a tripped one.
+    pub stands_in: bool,
     pub first: DispatchId,
     pub count: u16,
     pub deadline: Timestamp,
@@ -224,9 +227,9 @@ impl Open {
         &self.entries.at(open.0).run
     }
 
-    /// The run no longer serves as a probe; whether it did.
-    pub(crate) fn take_probe(&mut self, open: OpenIx) -> bool {
-        std::mem::take(&mut self.entries.at_mut(open.0).run.probe)
+    /// The run no longer serves as a probe; whether it did until now.
+    pub(crate) fn take_probe(&mut self, now: Timestamp, open: OpenIx) -> bool {
+        self.entries.at_mut(open.0).run.probe.take().is_some_and(|until| now < until)
     }
 
     pub(crate) fn is_open(&self, id: DispatchId) -> bool {
@@ -294,6 +297,7 @@ impl Open {
                 kind: run.kind,
                 class: run.class,
                 serves_person: run.serves_person,
+                stands_in: run.stands_in,
                 first: run.first,
                 count: run.count,
                 deadline: run.deadline,

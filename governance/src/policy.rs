@@ -198,6 +198,8 @@ pub struct ScalingPolicy {
     pub depth: u32,
     /// How long the depth must stay above.
     pub depth_for: Duration,
+    /// How much more must succeed after a step up for another one, in basis points.
+    pub gain_bp: u32,
     /// The utilisation below which it needs fewer, in basis points.
     pub utilisation_bp: u32,
     /// Over how long utilisation is averaged.
@@ -337,6 +339,7 @@ impl Default for ScalingPolicy {
         Self {
             depth: 100,
             depth_for: Duration::from_secs(30),
+            gain_bp: 1_000,
             utilisation_bp: 3_000,
             utilisation_for: Duration::from_secs(300),
             pause: Duration::from_secs(60),

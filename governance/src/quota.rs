@@ -8,31 +8,41 @@
 //! as `now`.
 //!
 //! The rule it keeps: any window of one second, wherever it begins, sees at most `rate + burst`. In a window of
-//! length W the arrival time moves by at most W + (burst − 1) · T + T, so at most W / T + burst dispatches fit; and
+//! length W the arrival time moves by at most W + (burst − 1) · T + T, so at most ⌊W / T⌋ + burst dispatches fit; and
 //! since T is rounded up, one second over T is at most the rate.
+//!
+//! A hard rate is given out by its target's home, and what was given may go a little later, by at most the life of a grant, L.
+//! What goes in a window of one second was then taken in a window of 1 s + L, so at most ⌊(1 s + L) / T⌋ + burst go.
+//! Where L < T this is no more than before: one second over T is at most the rate, L over T is less than one, and what is
+//! rounded down is at most the rate. Else the period is stretched to T' = T · (1 + L / 1 s), rounded up, and (1 s + L) / T' is at
+//! most 1 s / T, hence at most the rate. With L = 50 ms rates below 20 per second are given out whole, and others lose 5 %.
 
 use std::time::Duration;
 
 use crate::policy::Rate;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, nanos};
 
 /// The state of one rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gcra {
     rate: Rate,
+    /// So much later than it was taken a dispatch may go, in nanoseconds.
+    lag: u64,
     period: u64,
     arrival: Timestamp,
 }
 
 impl Gcra {
     pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, period: period(rate), arrival: Timestamp::ZERO }
+        Self { rate, lag: 0, period: period(rate), arrival: Timestamp::ZERO }
     }
 
     /// A rate whose former use is unknown, hence counted as used up. Whatever a former home admitted by `now`, its arrival time was
-    /// not later than this, so no second sees too many; the price is one burst's time without a dispatch.
-    pub(crate) fn used_up(now: Timestamp, rate: Rate) -> Self {
-        let mut unknown = Self::new(rate);
+    /// not later than this, so no second sees too many; the price is one burst's time without a dispatch. What is taken of it may go
+    /// up to `lag` later.
+    pub(crate) fn used_up(now: Timestamp, rate: Rate, lag: Duration) -> Self {
+        let lag = nanos(lag);
+        let mut unknown = Self { rate, lag, period: stretched(period(rate), lag), arrival: Timestamp::ZERO };
         unknown.arrival = Timestamp(now.0.saturating_add(unknown.tolerance() + unknown.period));
         unknown
     }
@@ -48,7 +58,7 @@ impl Gcra {
             return;
         }
         self.rate = rate;
-        self.period = period(rate);
+        self.period = stretched(period(rate), self.lag);
         self.arrival = self.arrival.min(Timestamp(now.0.saturating_add(self.tolerance() + self.period)));
     }
 
@@ -103,6 +113,15 @@ impl Gcra {
         let furthest = now.0.saturating_add(self.tolerance()).saturating_add(self.period);
         assert!(self.arrival.0 <= furthest, "a rate was used beyond its burst");
     }
+}
+
+/// The period of a rate whose dispatches may go up to `lag` later than they were taken; see the top of this file.
+fn stretched(period: u64, lag: u64) -> u64 {
+    if lag < period {
+        return period;
+    }
+    let more = u128::from(period) * u128::from(lag);
+    period.saturating_add(u64::try_from(more.div_ceil(u128::from(NANOS_PER_S))).unwrap_or(u64::MAX))
 }
 
 /// Nanoseconds from one dispatch to the next, rounded up so that the rate is never exceeded.
@@ -167,4 +186,78 @@ mod tests {
         assert_eq!(bot.check(Timestamp::from_millis(1_499), 1), 0);
         assert_eq!(bot.check(Timestamp::from_millis(1_500), 1), 1);
     }
+
+    /// Numbers that are the same in each run.
+    struct Draws(u64);
+
+    impl Draws {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound
+        }
+    }
+
+    /// The most that went in a second, wherever it begins.
+    fn most_in_a_second(mut went: Vec<u64>) -> usize {
+        went.sort_unstable();
+        let (mut first, mut most) = (0, 0);
+        for (last, at) in went.iter().enumerate() {
+            while at - went[first] > NANOS_PER_S {
+                first += 1;
+            }
+            most = most.max(last + 1 - first);
+        }
+        most
+    }
+
+    #[test]
+    fn whatever_goes_later_than_it_was_taken_no_second_sees_more_than_rate_and_burst() {
+        let mut draws = Draws(20_260_214);
+        let mut full = 0;
+        for _ in 0..300 {
+            let rate = Rate { per_s: 1 + draws.below(300) as u32, burst: 1 + draws.below(30) as u32 };
+            let start = Timestamp::from_millis(1_000_000);
+            let mut hard = Gcra::used_up(start, rate, Duration::from_nanos(LAG));
+            let (mut now, mut went) = (start, Vec::new());
+            let greedy = draws.below(2) == 0;
+            while now.since(start) < Duration::from_secs(4) {
+                let taken = hard.check(now, 1 + draws.below(40) as u32);
+                hard.secure(now, taken);
+                hard.check_invariants(now);
+                for _ in 0..taken {
+                    // At once, as late as may be, or between. The worst is a second that begins when what came before it went
+                    // as late as may be, and all of its own at once.
+                    let lag = [0, LAG, draws.below(LAG)][draws.below(3) as usize];
+                    let worst = if now.since(start) < Duration::from_secs(1) { LAG } else { 0 };
+                    went.push(now.0 + if greedy { worst } else { lag });
+                }
+                let pause = [0, draws.below(MS), draws.below(300 * MS)][draws.below(3) as usize];
+                now = Timestamp(hard.next().0.max(now.0) + if greedy { 0 } else { pause });
+            }
+            let (most, bound) = (most_in_a_second(went), (rate.per_s + rate.burst) as usize);
+            assert!(most <= bound, "{most} in a second at {rate:?}");
+            full += usize::from(most * 100 >= bound * 95);
+        }
+        assert!(full > 10, "the bound was hardly reached: {full} times");
+    }
+
+    #[test]
+    fn a_slow_rate_is_given_out_whole_and_a_fast_one_loses_a_twentieth() {
+        let per_second = |per_s| {
+            let rate = Rate { per_s, burst: 1 };
+            let mut hard = Gcra::used_up(Timestamp::from_millis(1_000), rate, Duration::from_nanos(LAG));
+            let first = hard.next();
+            let mut count = 0;
+            while hard.next().since(first) < Duration::from_secs(10) {
+                let now = hard.next();
+                hard.secure(now, 1);
+                count += 1;
+            }
+            count / 10
+        };
+        assert_eq!([10, 19, 20, 1_000].map(per_second), [10, 19, 19, 952]);
+    }
+
+    /// The life of a grant.
+    const LAG: u64 = 50 * MS;
 }

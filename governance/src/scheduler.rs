@@ -9,6 +9,7 @@
 //! for a target, or idle; and each way out of a wait leads back into its flow.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::admission::{End, Verdict};
 use crate::effect::Effect;
@@ -118,16 +119,39 @@ impl Governor {
                 room -= self.serve_flow(now, flow, room, effects);
             }
         }
+        self.ask_rates(now, effects);
         self.window_full = room == 0 && self.scheduler.urgent_waits();
         if self.window_full && self.deferral.on_window_full(now) {
-            effects.push(Effect::Deferral { on: true, p0_delay: self.deferral.p0_delay(now) });
+            self.tell_deferral(now, true, effects);
         }
+        self.tell_suffering(now, effects);
+    }
+
+    fn tell_deferral(&self, now: Timestamp, on: bool, effects: &mut Vec<Effect>) {
+        let (p0_delay, own) = (self.deferral.p0_delay(now), self.deferral.is_own());
+        effects.push(Effect::Deferral { on, p0_delay, own });
+    }
+
+    /// Tells the other homes that P0 suffers here, where it does and there are any.
+    fn tell_suffering(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let budget = self.policy.priority(Priority::P0).budget;
+        if self.shards.has_others()
+            && let Some(delay) = self.deferral.suffers(now, &self.policy.deferral, budget, self.window_full)
+        {
+            effects.push(Effect::P0Suffers { delay });
+        }
+    }
+
+    /// P0 suffers at another home: P3 steps back here as well.
+    pub(crate) fn on_p0_suffered(&mut self, now: Timestamp, delay: Duration, effects: &mut Vec<Effect>) {
+        self.deferral.on_told(now, delay);
+        self.judge_deferral(now, effects);
     }
 
     pub(crate) fn judge_deferral(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let budget = self.policy.priority(Priority::P0).budget;
         let Some(on) = self.deferral.judge(now, &self.policy.deferral, budget) else { return };
-        effects.push(Effect::Deferral { on, p0_delay: self.deferral.p0_delay(now) });
+        self.tell_deferral(now, on, effects);
         if !on {
             self.resume_deferred();
         }
@@ -231,6 +255,10 @@ impl Governor {
                     self.end_head(now, queue, End { target, outcome, reason, fallback }, effects);
                 }
                 Verdict::KeyBusy(target) => self.park(queue, target, &head),
+                Verdict::AskProbe(target) => {
+                    self.ask_probe(now, queue, &head, target, effects);
+                    return (admitted, Visit::Leaves);
+                }
                 Verdict::Wait(waiting) => {
                     self.block(queue, &head, waiting);
                     return (admitted, Visit::Leaves);
@@ -278,13 +306,14 @@ impl Governor {
     }
 
     /// A queue whose target does not take more leaves its flow until one of the targets it may go to changes.
-    fn block(&mut self, queue: QueueIx, head: &HeldRun, waiting: Waiting) {
+    pub(crate) fn block(&mut self, queue: QueueIx, head: &HeldRun, waiting: Waiting) {
         self.lanes.queue_mut(queue).waiting = Some(waiting);
         self.lanes.set_standing(queue, Standing::Blocked);
-        if let (Reason::TargetRate, Some(until), Some(target)) =
-            (waiting.reason, waiting.until, waiting.target)
-        {
-            self.timers.arm(until, Timer::TargetRate(target));
+        if let (Reason::TargetRate, Some(target)) = (waiting.reason, waiting.target) {
+            match waiting.until {
+                Some(until) => self.timers.arm(until, Timer::TargetRate(target)),
+                None => self.want_rate(target),
+            }
         }
         let lane = self.lanes.queue(queue).lane;
         match self.lanes.queue(queue).key {

@@ -7,10 +7,14 @@ use std::collections::VecDeque;
 
 use crate::breaker::Breaker;
 use crate::event::Beat;
+use crate::facts::BreakerFacts;
+use crate::grants::{Away, Turns};
 use crate::lanes::QueueIx;
+use crate::mirror::Stand;
 use crate::names::{AgentIx, InstanceId};
 use crate::policy::InFlightPolicy;
 use crate::quota::Gcra;
+use crate::reports::Reports;
 use crate::scaling::Scaling;
 use crate::time::Timestamp;
 use crate::words::Priority;
@@ -18,7 +22,16 @@ use crate::words::Priority;
 /// One agent as a target.
 #[derive(Debug)]
 pub(crate) struct Target {
+    /// What is known, counted and granted of a target of another home; none at its own home.
+    pub away: Option<Box<Away>>,
+    /// How many slots of one admission may share an inbox message.
+    pub pack_max: u32,
+    /// At its home, as are the reports, the turns and scaling.
     pub breaker: Breaker,
+    pub reports: Reports,
+    pub turns: Turns,
+    /// Runs that succeeded, wherever they were sent from.
+    pub succeeded: u64,
     pub scaling: Scaling,
     instances: Vec<Instance>,
     pub slots: u32,
@@ -47,8 +60,13 @@ struct Instance {
 }
 
 impl Target {
-    const fn new(rate: Option<Gcra>) -> Self {
+    fn new(here: bool, rate: Option<Gcra>) -> Self {
         Self {
+            away: (!here).then(|| Box::new(Away::new())),
+            pack_max: 1,
+            reports: Reports::new(),
+            turns: Turns::new(),
+            succeeded: 0,
             breaker: Breaker::new(),
             scaling: Scaling::new(),
             instances: Vec::new(),
@@ -63,6 +81,49 @@ impl Target {
             waiters: VecDeque::new(),
             changed: false,
             silence_armed: false,
+        }
+    }
+
+    pub(crate) const fn is_here(&self) -> bool {
+        self.away.is_none()
+    }
+
+    /// What the breaker lets the head of a queue do, here or as its home tells.
+    pub(crate) fn stand(&self, now: Timestamp, queue: QueueIx) -> Stand {
+        match &self.away {
+            Some(away) => away.mirror.stand(now, queue),
+            None if self.breaker.passes() => Stand::Passes,
+            None if self.breaker.probe_is_due(now) => Stand::MayProbe,
+            None => Stand::Bars(self.breaker.facts().probe_at),
+        }
+    }
+
+    pub(crate) fn passes(&self) -> bool {
+        self.away.as_ref().map_or_else(|| self.breaker.passes(), |away| away.mirror.passes())
+    }
+
+    pub(crate) fn breaker_facts(&self) -> BreakerFacts {
+        self.away.as_ref().map_or_else(|| self.breaker.facts(), |away| away.mirror.facts())
+    }
+
+    /// How many of `room` the hard rate lets go now, here or as it was granted; else when that may change, where it is known.
+    pub(crate) fn rate_room(&self, now: Timestamp, room: u32) -> Result<u32, Option<Timestamp>> {
+        match (&self.max_rate, &self.away) {
+            (None, _) => Ok(room),
+            (Some(rate), None) => self.turns.check(now, rate, room).map_err(Some),
+            (Some(_), Some(away)) => away.rate.check(now).map(|granted| granted.min(room)),
+        }
+    }
+
+    /// Takes so many of the hard rate; the caller has checked.
+    pub(crate) fn secure_rate(&mut self, now: Timestamp, count: u32) {
+        match (&mut self.max_rate, &mut self.away) {
+            (None, _) => {}
+            (Some(rate), None) => {
+                rate.secure(now, count);
+                self.turns.own_went();
+            }
+            (Some(_), Some(away)) => away.rate.secure(count),
         }
     }
 
@@ -81,6 +142,14 @@ impl Target {
     pub(crate) fn on_left(&mut self, instance: InstanceId) -> bool {
         let before = self.instances.len();
         self.instances.retain(|i| i.id != instance);
+        self.sum();
+        self.instances.len() < before
+    }
+
+    /// Forgets the instances that have been silent since `since` or longer. Whether there were any.
+    pub(crate) fn forget_silent(&mut self, since: Timestamp) -> bool {
+        let before = self.instances.len();
+        self.instances.retain(|i| i.seen > since);
         self.sum();
         self.instances.len() < before
     }
@@ -143,8 +212,8 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    pub(crate) fn add(&mut self, max_rate: Option<Gcra>) {
-        self.targets.push(Target::new(max_rate));
+    pub(crate) fn add(&mut self, here: bool, max_rate: Option<Gcra>) {
+        self.targets.push(Target::new(here, max_rate));
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -178,6 +247,11 @@ impl Targets {
     pub(crate) fn check_invariants(&self) {
         for target in &self.targets {
             target.breaker.check_invariants();
+            target.reports.check_invariants();
+            if let Some(away) = &target.away {
+                away.mirror.check_invariants();
+                assert!(target.breaker.passes(), "a breaker is judged at its target's home only");
+            }
             let slots = target.instances.iter().fold(0_u32, |s, i| s.saturating_add(i.slots));
             assert_eq!(slots, target.slots, "the slots of a target are those of its instances");
         }

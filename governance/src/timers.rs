@@ -1,7 +1,7 @@
 //! Moments at which something is due. Owns the order of wake-ups; what is done then belongs to the concerns.
 //!
 //! The rule it keeps: few timers. One for each source over its quota, each target at its rate, each queue with something
-//! held, each agent with instances; the deadlines of open runs are buckets in `open.rs` and never timers of their own.
+//! held, each agent with instances, each target of another home of which something is to be told or was asked; the deadlines of open runs are buckets in `open.rs` and never timers of their own.
 
 use std::collections::BTreeSet;
 
@@ -29,6 +29,10 @@ pub(crate) enum Timer {
     Trickle,
     /// A source that was slowed down may have drained.
     Resume(AgentIx),
+    /// A report about a target of another home is due.
+    Report(AgentIx),
+    /// A grant of another home went unused, or an ask for one unanswered.
+    Grant(AgentIx),
     /// Housekeeping and scaling, each second.
     Sweep,
 }
@@ -44,6 +48,8 @@ impl Timer {
             Self::Silence(_) => WakeReason::Silence,
             Self::Trickle => WakeReason::Trickle,
             Self::Resume(_) => WakeReason::Resume,
+            Self::Report(_) => WakeReason::Report,
+            Self::Grant(_) => WakeReason::Grant,
             Self::Sweep => WakeReason::Sweep,
         }
     }

@@ -247,6 +247,10 @@ words! {
         DepthSustained = 87 "depth_sustained",
         /// The instances were idle for long.
         UtilisationLow = 88 "utilisation_low",
+        /// Runs are under way and none has succeeded for long: more instances would not help.
+        TargetFrozen = 89 "target_frozen",
+        /// The last instance more did not let more succeed: one more would not either.
+        ScalingNoGain = 90 "scaling_no_gain",
     }
 }
 

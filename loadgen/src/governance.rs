@@ -135,7 +135,7 @@ impl World {
         let mut policy = Policy { default_role: "loadgen".to_owned(), ..Policy::default() };
         policy.roles.insert("loadgen".to_owned(), Role { quota: QUOTA, p0: Vec::new() });
         let mut world = Self {
-            governor: Governor::new(Arc::new(policy)),
+            governor: Governor::new(Arc::new(policy), governance::Shards::ALL),
             now: Timestamp::from_millis(1_767_323_045_678),
             pairs: Vec::new(),
             pair_of: Vec::new(),
@@ -260,6 +260,7 @@ impl World {
                     reason: Reason::Ok,
                     ran: RAN,
                     attempt: 1,
+                    reported: self.now,
                     row: self.completions.len() as u32,
                 });
             }

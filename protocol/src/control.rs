@@ -178,6 +178,21 @@ pub struct Breaker {
     pub epoch: u64,
 }
 
+/// How many instances an agent should have, as stored in the bucket of scales by the home of the agent.
+///
+/// It is a level and no step: an actuator that starts late, or missed a change, reads what is wanted now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scale {
+    /// So many; the actuator's own bounds hold beside it.
+    pub wanted: u32,
+    /// Why.
+    pub reason: Reason,
+    /// The epoch of the home that wrote it.
+    pub epoch: u64,
+    /// When it was decided, in nanoseconds since the epoch.
+    pub at_ns: u64,
+}
+
 /// The owner of a shard as stored in its bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -185,6 +200,9 @@ pub struct Owner {
     pub replica: String,
     /// The epoch of its ownership.
     pub epoch: u64,
+    /// Its take-over is complete: the home decides.
+    #[serde(default)]
+    pub ready: bool,
 }
 
 /// A live replica as stored in its bucket.
@@ -196,6 +214,9 @@ pub struct Replica {
     pub http: String,
     /// Since when, in nanoseconds since the epoch.
     pub since_ns: u64,
+    /// It is stopping: what it owns is going to others.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// A dead letter, the message on `mesh.dlq.<target>`.

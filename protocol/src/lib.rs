@@ -12,6 +12,7 @@ pub mod frame;
 pub mod inbox;
 pub mod json;
 pub mod key;
+pub mod know;
 pub mod lineage;
 pub mod redis;
 pub mod streams;

@@ -28,6 +28,13 @@ pub fn snapshot(shard: u8) -> String {
     format!("mesh:audit:{{{shard}}}:snapshot")
 }
 
+/// The parts of a snapshot: the head it was taken at, the oldest block needed, the state.
+#[must_use]
+pub fn read_snapshot(text: &str) -> Option<(Head, EntryId, &str)> {
+    let mut lines = text.splitn(3, '\n');
+    Some((Head::parse(lines.next()?)?, EntryId::parse(lines.next()?)?, lines.next()?))
+}
+
 /// How far a shard is archived: the id of the last block that PostgreSQL has committed.
 #[must_use]
 pub fn archived(shard: u8) -> String {

@@ -27,8 +27,9 @@ pub const STREAM_BYTES_MAX: i64 = 16 << 30;
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Consumers of one stream: four per agent at most, for ten thousand agents. The server's own default is 1,000.
 pub const CONSUMERS_MAX: i32 = 40_000;
-/// How long an instance may be silent about a message it holds before others get it; it renews every third of this.
-pub const INBOX_ACK_WAIT: Duration = Duration::from_secs(9);
+/// How long an instance may be silent about a message it holds before others get it: as long as it may miss heartbeats. It
+/// renews every third of this, so that one renewal may be lost or late.
+pub const INBOX_ACK_WAIT: Duration = Duration::from_secs(3);
 /// A lane message is held by its home as long as the rules say. A new home makes a new consumer, so this only bounds
 /// what a stuck home can do.
 pub const LANE_ACK_WAIT: Duration = Duration::from_secs(3_600);
@@ -158,3 +159,5 @@ pub const OWNERS_BUCKET: &str = "mesh_owners";
 pub const REPLICAS_BUCKET: &str = "mesh_replicas";
 /// Breakers by agent.
 pub const BREAKERS_BUCKET: &str = "mesh_breakers";
+/// How many instances are wanted, by agent.
+pub const SCALE_BUCKET: &str = "mesh_scale";

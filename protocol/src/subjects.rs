@@ -173,6 +173,30 @@ pub fn control(verb: &str) -> String {
 /// All operator's commands.
 pub const CONTROLS: &str = "mesh.ctl.*";
 
+/// Where the home of a shard hears what other homes saw of its targets.
+#[must_use]
+pub fn know(shard: u8) -> String {
+    format!("mesh.know.{shard}")
+}
+
+/// Where all homes hear that P0 waits somewhere.
+pub const KNOW_P0: &str = "mesh.know.p0";
+
+/// All that homes tell each other.
+pub const KNOWLEDGE: &str = "mesh.know.*";
+
+/// Where the home of a target is asked for a share of what it limits.
+#[must_use]
+pub fn grant(target: &str) -> String {
+    format!("mesh.grant.{target}")
+}
+
+/// All such questions.
+pub const GRANTS: &str = "mesh.grant.*";
+
+/// Where every replica hears of a new registration, and answers when its homes know it.
+pub const REGISTERED: &str = "mesh.registered";
+
 /// What a subject under `mesh.in`, `mesh.done` or a per-agent subject names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route<'a> {

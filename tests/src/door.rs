@@ -30,8 +30,8 @@ impl Door {
     /// # Panics
     /// When the broker does not answer.
     pub async fn open(stage: &Stage) -> Self {
-        let nats =
-            async_nats::connect(&stage.settings.nats_url).await.expect("the broker under test answers");
+        let servers = broker::servers(&stage.settings.nats_url).expect("the broker has an address");
+        let nats = async_nats::connect(servers).await.expect("the broker under test answers");
         Self { js: jetstream::new(nats.clone()), nats }
     }
 

@@ -3,6 +3,7 @@
 //! Owns what every test needs and no test's theme. The rule it keeps: a test waits for a condition and never for a time;
 //! [`eventually`] is the one place that sleeps.
 
+pub mod chaos;
 mod door;
 mod settings;
 mod sightings;

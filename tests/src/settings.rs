@@ -11,6 +11,8 @@ pub struct Settings {
     pub redis_url: String,
     /// The archive.
     pub postgres_url: String,
+    /// The policy that it runs under.
+    pub policy: PathBuf,
     /// The folder of the stack, with the process ids.
     pub stack: PathBuf,
     /// The HTTP addresses of the coordinators, `host:port`.
@@ -29,6 +31,7 @@ impl Settings {
             nats_url: variable("MESH_NATS_URL"),
             redis_url: variable("MESH_REDIS_URL"),
             postgres_url: variable("MESH_POSTGRES_URL"),
+            policy: variable("MESH_POLICY").into(),
             stack: variable("MESH_STACK_DIR").into(),
             coordinators: coordinators
                 .split(',')

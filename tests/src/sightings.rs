@@ -21,6 +21,12 @@ impl Sightings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Whether a dispatch was seen.
+    #[must_use]
+    pub fn has(&self, id: DispatchId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    }
+
     /// Those that were seen more than once.
     #[must_use]
     pub fn repeated(&self) -> Vec<DispatchId> {

@@ -35,12 +35,12 @@ impl Signal {
     }
 }
 
-/// The process of the stack that is home at present: its name, as `coordinator-0`, and its id.
+/// The process of the stack that is home of an agent at present: its name, as `coordinator-0`, and its id.
 ///
 /// # Panics
 /// When no coordinator says that it is.
-pub async fn home(stage: &Stage) -> (String, u32) {
-    let replica = stage.home().await;
+pub async fn home(stage: &Stage, agent: &str) -> (String, u32) {
+    let replica = stage.home(agent).await;
     let pid: u32 =
         replica.rsplit('-').next().and_then(|pid| pid.parse().ok()).expect("a name ends with a pid");
     let run = stage.settings.stack.join("run");
@@ -48,6 +48,15 @@ pub async fn home(stage: &Stage) -> (String, u32) {
         .map(|index| format!("coordinator-{index}"))
         .find(|name| process(&run, name) == Some(pid));
     (name.unwrap_or_else(|| panic!("no process of {} is {replica}", run.display())), pid)
+}
+
+/// The processes of the broker: one, or the nodes of a cluster.
+#[must_use]
+pub fn broker_nodes(stage: &Stage) -> Vec<String> {
+    match stage.settings.nats_url.split(',').count() {
+        0 | 1 => vec!["nats".to_owned()],
+        nodes => (0..nodes).map(|index| format!("nats-{index}")).collect(),
+    }
 }
 
 /// The id of a running process of the stack.

@@ -118,7 +118,7 @@ impl Stage {
         Ok(text)
     }
 
-    /// Gives an operator's command; what the first home says that has something to say.
+    /// Gives an operator's command about an agent; what its home says.
     ///
     /// # Panics
     /// When nobody answers, or the command is refused.
@@ -126,12 +126,12 @@ impl Stage {
         self.answer(verb, agent).await.body.expect("an answer without an error has a body")
     }
 
-    /// The name of the replica that is home at present.
+    /// The name of the replica that is home of an agent at present.
     ///
     /// # Panics
     /// When nobody answers.
-    pub async fn home(&self) -> String {
-        self.answer("agents", "").await.replica
+    pub async fn home(&self, agent: &str) -> String {
+        self.answer("agents", agent).await.replica
     }
 
     /// What the mesh knows of an agent.
@@ -140,7 +140,7 @@ impl Stage {
     /// When it knows nothing of it.
     pub async fn view(&self, agent: &str) -> AgentView {
         let views: Vec<AgentView> =
-            serde_json::from_value(self.operate("agents", "").await).expect("the views are JSON");
+            serde_json::from_value(self.operate("agents", agent).await).expect("the views are JSON");
         views.into_iter().find(|view| view.agent == agent).expect("the agent is registered")
     }
 
@@ -154,10 +154,18 @@ impl Stage {
             let inbox = nats.new_inbox();
             let mut answers = nats.subscribe(inbox.clone()).await.expect("the broker answers");
             nats.publish_with_reply(subject.clone(), inbox, body.clone().into()).await.expect("it is sent");
-            let first = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await.ok().flatten()?;
-            let answer: Answer<Value> = serde_json::from_slice(&first.payload).ok()?;
-            assert_eq!(answer.error, None, "{verb} {agent}");
-            Some(answer)
+            // Each replica answers; one of them is home, or none while the shard moves.
+            let home = async {
+                while let Some(message) = answers.next().await {
+                    let answer: Answer<Value> = serde_json::from_slice(&message.payload).ok()?;
+                    assert_eq!(answer.error, None, "{verb} {agent}");
+                    if answer.body.is_some() {
+                        return Some(answer);
+                    }
+                }
+                None
+            };
+            tokio::time::timeout(ANSWER_WITHIN, home).await.ok().flatten()
         })
         .await
     }

@@ -209,7 +209,9 @@ fn dependencies_point_one_way() {
         ("broker", &["governance", "protocol"]),
         ("worker-sdk", &["governance", "protocol", "broker"]),
         ("audit-archiver", &["governance", "protocol"]),
-        ("coordinator", &["governance", "protocol", "broker"]),
+        ("home", &["governance", "protocol"]),
+        ("coordinator", &["governance", "protocol", "broker", "home"]),
+        ("simulator", &["governance", "protocol", "home"]),
     ]);
     let graph = Graph::read();
     let mut found = Vec::new();

@@ -130,14 +130,18 @@ impl Agent {
     }
 }
 
-/// Says each second that the instance lives, and looks after callers who wait too long.
+/// Shows that the runtime is at work, and looks after callers who wait too long. The heartbeats of an agent that takes work
+/// come from its keeper; of others nobody needs to know while their runtime is blocked.
 pub(crate) async fn beats(core: Arc<Core>) {
     let mut interval = tokio::time::interval(BEAT);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         core.waiters.sweep(core.instance, Instant::now());
-        if let Err(error) = core.beat(false).await {
+        core.pulse.beat();
+        if core.handlers.is_empty()
+            && let Err(error) = core.beat(false).await
+        {
             tracing::debug!(%error, "no heartbeat");
         }
     }

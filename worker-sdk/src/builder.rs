@@ -210,8 +210,9 @@ impl AgentBuilder {
         let (Ok(name), true) = (AgentId::new(&self.registration.agent), self.problems.is_empty()) else {
             return Err(Error::refused(self.all_problems()));
         };
-        let Mesh { client, publisher } = self.mesh;
-        let core = Core::new(name, new_instance(), client, publisher, self.registration, self.handlers);
+        let (client, publisher) = (self.mesh.client.clone(), self.mesh.publisher.clone());
+        let instance = new_instance(&name);
+        let core = Core::new(name, instance, client, publisher, self.registration, self.handlers);
         let core = Arc::new(core);
         // Everything is heard from the moment the registration is in force.
         let messages = listen::subscribe(&core).await?;
@@ -224,6 +225,7 @@ impl AgentBuilder {
         if core.handlers.is_empty() {
             core.drained.cancel();
         } else {
+            self.mesh.keeper().await?.adopt(&core).await;
             let intake = Intake::new(Arc::clone(&core)).await;
             let intake =
                 intake.map_err(|e| Error::caused(ErrorKind::Connection, "the inbox cannot be read", e))?;

@@ -20,8 +20,10 @@ use crate::completer::Completer;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::handler::Handlers;
+use crate::held::Holding;
 use crate::ledger::Ledger;
 use crate::outbox::Outbox;
+use crate::pulse::Pulse;
 use crate::retry::Backoff;
 use crate::signals::Signals;
 use crate::slots::Slots;
@@ -51,6 +53,10 @@ pub(crate) struct Core {
     pub(crate) slots: Arc<Slots>,
     pub(crate) signals: Signals,
     pub(crate) supervisor: Supervisor,
+    /// The inbox messages that are held.
+    pub(crate) holding: Holding,
+    /// Signs of life of the runtime that handlers run on.
+    pub(crate) pulse: Pulse,
     /// Open dispatches of all inbox messages that are held.
     pub(crate) held: Arc<AtomicUsize>,
     /// It takes no new work.
@@ -83,6 +89,8 @@ impl Core {
             ledger: Ledger::default(),
             signals: Signals::new(),
             supervisor: Supervisor::default(),
+            holding: Holding::default(),
+            pulse: Pulse::new(),
             held: Arc::default(),
             draining: CancellationToken::new(),
             drained: CancellationToken::new(),
@@ -209,6 +217,13 @@ impl Core {
 
     /// Says that the instance lives, and what it does.
     pub(crate) async fn beat(&self, leaving: bool) -> Result<(), Error> {
+        let (subject, beat) = self.heartbeat(leaving);
+        let sent = self.client.publish(subject, beat).await;
+        sent.map_err(|e| Error::caused(ErrorKind::Connection, "the connection is closed", e))
+    }
+
+    /// A heartbeat and where it goes, for whichever connection takes it.
+    pub(crate) fn heartbeat(&self, leaving: bool) -> (String, Bytes) {
         let sla = Duration::from_millis(self.registration.sla_p95_ms.into());
         let running = self.slots.running();
         let draining = self.draining.is_cancelled();
@@ -223,7 +238,8 @@ impl Core {
             running_over: self.ledger.running_over(sla.mul_f64(OVER_SLA)),
             leaving,
         };
-        self.publish(subjects::beat(&self.name), &beat).await
+        let bytes = serde_json::to_vec(&beat).expect("plain data serialises");
+        (subjects::beat(&self.name), bytes.into())
     }
 }
 

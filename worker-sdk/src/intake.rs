@@ -1,9 +1,9 @@
-//! The intake: from the broker's inboxes into free slots. Owns pulling, waiting rows and the renewal of what is held.
+//! The intake: from the broker's inboxes into free slots. Owns pulling and waiting rows; what is held is renewed elsewhere.
 //!
 //! The rule it keeps: P0 first, and no message is asked for that has no slot. Each inbox has one pull open at least, so that
 //! a message arrives in one hop; the few that come when the last slot has just been taken wait here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -33,8 +33,10 @@ const IDLE_PULL_SHARE: u32 = 8;
 const IDLE_PULLS_MAX: u32 = 16;
 /// Messages that are being asked about at their home.
 const QUESTIONS_MAX: usize = 64;
-/// How often what is held is renewed.
-const RENEWAL: Duration = Duration::from_secs(INBOX_ACK_WAIT.as_secs() / 3);
+/// What came during so long a pause of ours may lie here unread and unrenewed for as long as the broker waits for a word.
+const STALL: Duration = Duration::from_secs(INBOX_ACK_WAIT.as_secs() * 2 / 3);
+/// After a stall the connection needs a moment to hand over everything that came meanwhile.
+const STALE_FOR: Duration = Duration::from_millis(250);
 /// A message that could not be read this often is given up; its home ends what is in it.
 const UNREADABLE_MAX: u64 = 5;
 /// The pause before a message that could not be read is offered again: another instance may be newer.
@@ -74,7 +76,10 @@ pub(crate) struct Intake {
     core: Arc<Core>,
     pump: Pump,
     inboxes: [Inbox; 4],
-    held: HashMap<(Priority, u64), Arc<Held>>,
+    /// When the loop last came around.
+    seen: Instant,
+    /// Until then what comes may have been delivered before a stall.
+    stale_until: Instant,
     judged: mpsc::Receiver<Judged>,
     judge: mpsc::Sender<Judged>,
 }
@@ -85,16 +90,17 @@ impl Intake {
     pub(crate) async fn new(core: Arc<Core>) -> Result<Self, broker::Error> {
         let pump = Pump::start(core.client.clone()).await?;
         let (judge, judged) = mpsc::channel(QUESTIONS_MAX);
-        Ok(Self { core, pump, inboxes: Default::default(), held: HashMap::new(), judged, judge })
+        let now = Instant::now();
+        Ok(Self { core, pump, inboxes: Default::default(), seen: now, stale_until: now, judged, judge })
     }
 
     /// Takes work in until the agent drains and nothing is held any more.
     pub(crate) async fn run(mut self) {
-        let mut renewal = tokio::time::interval(RENEWAL);
         // Draining is looked at, and a pause ends, at least this often.
         let mut tick = tokio::time::interval(PULL_PAUSE / 5);
         let core = Arc::clone(&self.core);
         loop {
+            self.notice_stall();
             self.start_waiting();
             if core.draining.is_cancelled() {
                 self.give_back_waiting().await;
@@ -114,10 +120,18 @@ impl Intake {
                 },
                 Some(judged) = self.judged.recv() => self.admit(judged).await,
                 () = core.slots.freed() => {}
-                _ = renewal.tick() => self.renew().await,
                 _ = tick.tick() => {}
             }
         }
+    }
+
+    /// Whether this task had no turn for long: a handler blocked its thread, or the process stood still.
+    fn notice_stall(&mut self) {
+        let now = Instant::now();
+        if now - self.seen > STALL {
+            self.stale_until = now + STALE_FOR;
+        }
+        self.seen = now;
     }
 
     fn start_waiting(&mut self) {
@@ -212,7 +226,12 @@ impl Intake {
             return;
         }
         let key = (class, message.stream_sequence);
-        if self.held.get(&key).is_some_and(|held| held.delivered_again(&message.ack)) {
+        if self.core.holding.delivered_again(key, &message.ack) {
+            return;
+        }
+        if Instant::now() < self.stale_until {
+            // It may be with another instance by now. Whatever is said about it would be said about that delivery.
+            tracing::debug!(agent = %self.core.name, "left to come again: it may have waited here unread");
             return;
         }
         let rows = match row::read(&message.payload) {
@@ -222,7 +241,7 @@ impl Intake {
         let share = u32::try_from(rows.len() * 16).unwrap_or(u32::MAX);
         inbox.rows_x16 = (inbox.rows_x16 * 7 + share) / 8;
         let held = Arc::new(Held::new(message.ack.clone(), rows.len(), Arc::clone(&self.core.held)));
-        self.held.insert(key, Arc::clone(&held));
+        self.core.holding.insert(key, Arc::clone(&held));
         let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
         let judged = Judged { class, held, rows, attempt };
         if message.delivered > 1 {
@@ -271,16 +290,6 @@ impl Intake {
                 if let Some(ack) = held.give_back() {
                     give_back(&self.core, &ack, Duration::ZERO).await;
                 }
-            }
-        }
-    }
-
-    async fn renew(&mut self) {
-        let mut acks = Vec::with_capacity(self.held.len());
-        self.held.retain(|_, held| held.renewable().map(|ack| acks.push(ack)).is_some());
-        for ack in acks {
-            if let Err(error) = broker::in_progress(&self.core.client, &ack).await {
-                tracing::debug!(%error, "not renewed; it may come again");
             }
         }
     }

@@ -34,6 +34,11 @@
 //! # }
 //! ```
 //!
+//! A handler should not block its thread: what others of the agent do waits for it. Its message is not lost by that, as what an
+//! instance holds is renewed from a thread of the SDK's own, for as long as 30 s without a sign of life from the runtime. Beyond
+//! that, and where the process as a whole stands still for 3 s, other instances get the work. Blocking code belongs into
+//! `tokio::task::spawn_blocking`.
+//!
 //! | | |
 //! | --- | --- |
 //! | [`Mesh`] | the connection; makes agents |
@@ -57,10 +62,12 @@ mod error;
 mod handler;
 mod held;
 mod intake;
+mod keeper;
 mod ledger;
 mod listen;
 mod mesh;
 mod outbox;
+mod pulse;
 mod reply;
 mod retry;
 mod row;

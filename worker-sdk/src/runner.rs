@@ -25,6 +25,11 @@ pub(crate) async fn run(core: Arc<Core>, class: Priority, held: Arc<Held>, row: 
     let inbox_us = clock::micros(clock::now().since(row.admitted));
     let run = Arc::new(Run::new(class, row.deadline, Arc::clone(&core.slots)));
     let id = row.id;
+    if held.is_closed() {
+        // It was given up while it waited for its turn, and another instance may run it.
+        core.ledger.forget(id);
+        return run.end();
+    }
     if run.is_cancelled() || !core.ledger.start(id, &run) {
         // Its home has ended it, or will: at the deadline, without anybody's help.
         run.end();

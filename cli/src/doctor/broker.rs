@@ -142,6 +142,7 @@ async fn buckets(js: &Context) -> Check {
         streams::OWNERS_BUCKET,
         streams::REPLICAS_BUCKET,
         streams::BREAKERS_BUCKET,
+        streams::SCALE_BUCKET,
     ];
     let mut missing = Vec::new();
     for bucket in all {

@@ -4,17 +4,22 @@ use std::collections::BTreeMap;
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
-use futures::TryStreamExt;
-use governance::{BreakerState, SHARDS};
+use governance::BreakerState;
 use protocol::PROTOCOL_VERSION;
-use protocol::control::{AgentView, Owner, Replica};
+use protocol::control::{AgentView, Replica};
 use protocol::streams;
-use serde::de::DeserializeOwned;
 
 use super::{Check, PATIENCE};
 use crate::agents;
 use crate::answer::in_words;
 use crate::mesh::Mesh;
+use crate::shards::{Shard, entries, put_together, spread};
+
+/// Replicas one version apart work together, so that a mesh is upgraded replica by replica.
+const SKEW_MAX: u8 = 1;
+/// A replica with more than so many times its even share of the shards has not given away what it should: hashing alone
+/// does not bring that about.
+const SHARE_MAX: usize = 2;
 
 const START: &str = "start a coordinator (./dev up)";
 
@@ -27,10 +32,13 @@ pub(super) async fn check(mesh: &Mesh, client: &Client, js: &Context) -> Vec<Che
     if replicas.is_empty() {
         return checks;
     }
-    checks.push(match entries::<Owner>(js, streams::OWNERS_BUCKET).await {
-        Ok(owners) => owned(&owners, &replicas),
-        Err(error) => Check::fail("shards", in_words(&error), START),
-    });
+    match entries(js, streams::OWNERS_BUCKET).await {
+        Ok(owners) => {
+            let shards = put_together(&replicas, &owners, &[]);
+            checks.extend([owned(&shards), balance(&replicas, &shards)]);
+        }
+        Err(error) => checks.push(Check::fail("shards", in_words(&error), START)),
+    }
     checks.push(ready(mesh, &replicas).await);
     match agents::views(client).await {
         Ok(views) => checks.extend([running(&views), breakers(&views)]),
@@ -42,49 +50,61 @@ pub(super) async fn check(mesh: &Mesh, client: &Client, js: &Context) -> Vec<Che
     checks
 }
 
-/// All entries of a bucket.
-async fn entries<T: DeserializeOwned>(js: &Context, bucket: &str) -> anyhow::Result<BTreeMap<String, T>> {
-    let store = js.get_key_value(bucket).await?;
-    let keys: Vec<String> = store.keys().await?.try_collect().await?;
-    let mut found = BTreeMap::new();
-    for key in keys {
-        // What expired since it was listed is gone.
-        if let Some(value) = store.get(&key).await? {
-            found.insert(key, serde_json::from_slice(&value)?);
-        }
-    }
-    Ok(found)
-}
-
 fn live(replicas: &BTreeMap<String, Replica>) -> Check {
     if replicas.is_empty() {
         return Check::fail("coordinators", "none is alive", START);
     }
-    let names: Vec<&str> = replicas.keys().map(String::as_str).collect();
-    let text = format!("{} alive: {}", replicas.len(), names.join(", "));
-    let mut others = replicas.iter().filter(|(_, r)| r.protocol != PROTOCOL_VERSION);
-    match others.next() {
-        Some((name, r)) => {
-            let text =
-                format!("{text}; {name} speaks protocol {} and this is {PROTOCOL_VERSION}", r.protocol);
-            Check::fail("coordinators", text, "use one version of the mesh everywhere")
-        }
-        None => Check::ok("coordinators", text),
+    let mut versions: Vec<u8> = replicas.values().map(|r| r.protocol).collect();
+    versions.push(PROTOCOL_VERSION);
+    versions.sort_unstable();
+    let (oldest, newest) = (versions[0], versions[versions.len() - 1]);
+    if oldest == newest {
+        let names: Vec<&str> = replicas.keys().map(String::as_str).collect();
+        let text = format!("{} alive: {}; protocol {newest}", replicas.len(), names.join(", "));
+        return Check::ok("coordinators", text);
+    }
+    let speaks = replicas.iter().map(|(name, r)| format!("{name} {}", r.protocol));
+    let speaks = speaks.collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "{} alive; they speak different protocols: {speaks}; this command {PROTOCOL_VERSION}",
+        replicas.len()
+    );
+    if newest - oldest <= SKEW_MAX {
+        Check::warn("coordinators", text, "go on with the upgrade: neighbouring versions work together")
+    } else {
+        let fix = "versions further apart than one do not work together: stop the oldest, then upgrade it";
+        Check::fail("coordinators", text, fix)
     }
 }
 
-fn owned(owners: &BTreeMap<String, Owner>, replicas: &BTreeMap<String, Replica>) -> Check {
-    let is_owned =
-        |shard: &u8| owners.get(&shard.to_string()).is_some_and(|o| replicas.contains_key(&o.replica));
-    let free = (0..SHARDS).filter(|shard| !is_owned(shard)).count();
-    let epoch = owners.values().map(|o| o.epoch).max().unwrap_or_default();
-    if free == 0 {
-        Check::ok("shards", format!("{SHARDS} owned, newest epoch {epoch}"))
-    } else {
-        let text =
-            format!("{free} of {SHARDS} shards have no live owner; what is sent by their agents waits");
-        Check::fail("shards", text, "wait 5 s for a take-over, then see the logs of the coordinators")
+fn owned(shards: &[Shard]) -> Check {
+    let free: Vec<String> = shards.iter().filter(|s| !s.is_owned).map(|s| s.shard.to_string()).collect();
+    let epoch = shards.iter().map(|s| s.epoch).max().unwrap_or_default();
+    if free.is_empty() {
+        return Check::ok("shards", format!("{} owned, newest epoch {epoch}", shards.len()));
     }
+    let text = format!(
+        "{} of {} shards have no live owner; what is sent by their agents waits: {}",
+        free.len(),
+        shards.len(),
+        free.join(", ")
+    );
+    Check::fail("shards", text, "wait 5 s for a take-over, then see the logs of the coordinators")
+}
+
+/// How evenly the live replicas share the shards. Hashing spreads them by chance; what is far off has another cause.
+fn balance(replicas: &BTreeMap<String, Replica>, shards: &[Shard]) -> Check {
+    let spread = spread(replicas, shards);
+    let text = spread.iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ");
+    let most = spread.values().max().copied().unwrap_or_default();
+    let is_idle = |name: &str| spread.get(name) == Some(&0) && !replicas[name].leaving;
+    let idle = spread.keys().any(|name| is_idle(name));
+    // Replicas beyond the shards have nothing to do, and those that stop give away what they have.
+    if (idle && spread.len() < shards.len()) || most * spread.len() > shards.len() * SHARE_MAX {
+        let fix = "one that has just started gets its shards within seconds; after that see its log";
+        return Check::warn("balance", text, fix);
+    }
+    Check::ok("balance", text)
 }
 
 /// Asks each coordinator that is known by its address.
@@ -157,28 +177,43 @@ mod tests {
     use super::super::State;
     use super::*;
     use crate::agents::tests::view;
-
-    fn replica(protocol: u8) -> Replica {
-        Replica { protocol, http: String::new(), since_ns: 0 }
-    }
+    use crate::shards::tests::{owners, replicas};
+    use protocol::control::Owner;
 
     #[test]
     fn a_shard_without_a_live_owner_is_a_failure() {
-        let replicas = BTreeMap::from([("a".to_owned(), replica(PROTOCOL_VERSION))]);
-        let mut owners: BTreeMap<String, Owner> =
-            (0..SHARDS).map(|s| (s.to_string(), Owner { replica: "a".into(), epoch: 3 })).collect();
-        assert_eq!(owned(&owners, &replicas).state, State::Ok);
-        owners.insert("7".into(), Owner { replica: "gone".into(), epoch: 3 });
-        let check = owned(&owners, &replicas);
+        let replicas = replicas(&["a"]);
+        let mut owners = owners(&["a"]);
+        assert_eq!(owned(&put_together(&replicas, &owners, &[])).state, State::Ok);
+        owners.insert("7".into(), Owner { replica: "gone".into(), epoch: 3, ready: true });
+        owners.insert("9".into(), Owner { replica: String::new(), epoch: 3, ready: true });
+        let check = owned(&put_together(&replicas, &owners, &[]));
         assert_eq!(check.state, State::Fail);
-        assert!(check.text.starts_with("1 of 64"), "{}", check.text);
+        assert!(check.text.starts_with("2 of 64") && check.text.ends_with("7, 9"), "{}", check.text);
     }
 
     #[test]
-    fn a_replica_of_another_version_is_a_failure() {
-        let mut replicas = BTreeMap::from([("a".to_owned(), replica(PROTOCOL_VERSION))]);
+    fn a_replica_that_has_nothing_or_far_too_much_is_named() {
+        let state = |live: &[&str], owning: &[&str]| {
+            let replicas = replicas(live);
+            balance(&replicas, &put_together(&replicas, &owners(owning), &[])).state
+        };
+        assert_eq!(state(&["a"], &["a"]), State::Ok);
+        assert_eq!(state(&["a", "b"], &["a", "b", "a"]), State::Ok);
+        assert_eq!(state(&["a", "b"], &["a"]), State::Warn);
+        assert_eq!(state(&["a", "b", "c"], &["a", "a", "a", "b", "b", "c"]), State::Ok);
+        assert_eq!(state(&["a", "b", "c"], &["a", "a", "a", "a", "a", "a", "b", "c"]), State::Warn);
+    }
+
+    #[test]
+    fn neighbouring_versions_are_an_upgrade_under_way_and_others_a_failure() {
+        let mut replicas = replicas(&["a", "b"]);
         assert_eq!(live(&replicas).state, State::Ok);
-        replicas.insert("b".into(), replica(PROTOCOL_VERSION + 1));
+        replicas.entry("b".into()).and_modify(|r| r.protocol = PROTOCOL_VERSION + 1);
+        let check = live(&replicas);
+        assert_eq!(check.state, State::Warn);
+        assert!(check.text.contains(&format!("b {}", PROTOCOL_VERSION + 1)), "{}", check.text);
+        replicas.entry("b".into()).and_modify(|r| r.protocol = PROTOCOL_VERSION + 2);
         assert_eq!(live(&replicas).state, State::Fail);
         assert_eq!(live(&BTreeMap::new()).state, State::Fail);
     }

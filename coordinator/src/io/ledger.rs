@@ -5,13 +5,10 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use home::{Appended, Input, Write};
 use protocol::redis::{self as keys, EntryId, Head};
 use redis::aio::ConnectionManager;
 use tokio::sync::mpsc;
-
-use crate::home::Input;
 
 /// The pause before an append that got no answer is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -23,24 +20,6 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Entries read at once when rebuilding.
 const READ_COUNT: usize = 256;
-
-/// Something for the ledger.
-#[derive(Debug)]
-pub(crate) enum Write {
-    /// A block.
-    Append { shard: u8, expected: Head, new: Head, block: Vec<u8> },
-    /// A snapshot, taken under this epoch.
-    Snapshot { shard: u8, epoch: u64, snapshot: String },
-}
-
-/// What became of an append.
-#[derive(Debug)]
-pub(crate) enum Appended {
-    /// It is durable.
-    Durable,
-    /// Another home has written since: this one is deposed.
-    Deposed(String),
-}
 
 /// The connection to the ledger.
 #[derive(Clone)]
@@ -143,11 +122,9 @@ impl Ledger {
         let text: Option<String> =
             redis::cmd("GET").arg(keys::snapshot(shard)).query_async(&mut connection).await?;
         let Some(text) = text else { return Ok(None) };
-        let damaged = || anyhow::anyhow!("the snapshot of shard {shard} is damaged");
-        let mut lines = text.splitn(3, '\n');
-        let head = lines.next().and_then(Head::parse).ok_or_else(damaged)?;
-        let oldest = lines.next().and_then(EntryId::parse).ok_or_else(damaged)?;
-        Ok(Some((head, oldest, lines.next().ok_or_else(damaged)?.to_owned())))
+        let (head, oldest, state) = keys::read_snapshot(&text)
+            .ok_or_else(|| anyhow::anyhow!("the snapshot of shard {shard} is damaged"))?;
+        Ok(Some((head, oldest, state.to_owned())))
     }
 
     /// The blocks of a shard from `from` on, in order.
@@ -181,38 +158,24 @@ impl Ledger {
     }
 }
 
-/// Writes what the home hands over. Appends of different shards run at once, since Redis syncs them together; those of
-/// one shard never overlap, because the home has one block of a shard under way.
+/// Writes what the home of one shard hands over. Appends never overlap, because a home has one block under way; those of
+/// different shards run at once, since Redis syncs them together.
 pub(crate) async fn run(
     ledger: Ledger,
+    shard: u8,
     mut writes: mpsc::Receiver<Write>,
     home: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            write = writes.recv() => match write {
-                None => return Ok(()),
-                Some(write) => under_way.push(perform(&ledger, write)),
-            },
-            Some(done) = under_way.next(), if !under_way.is_empty() => {
-                let Some(input) = done else { continue };
-                if home.send(input).await.is_err() {
+    while let Some(write) = writes.recv().await {
+        match write {
+            Write::Append { expected, new, block } => {
+                let appended = ledger.append(shard, expected, new, &block).await;
+                if home.send(Input::Appended(appended)).await.is_err() {
                     return Ok(());
                 }
             }
+            Write::Snapshot { epoch, snapshot } => ledger.store_snapshot(shard, epoch, &snapshot).await,
         }
     }
-}
-
-async fn perform(ledger: &Ledger, write: Write) -> Option<Input> {
-    match write {
-        Write::Append { shard, expected, new, block } => {
-            Some(Input::Appended(shard, ledger.append(shard, expected, new, &block).await))
-        }
-        Write::Snapshot { shard, epoch, snapshot } => {
-            ledger.store_snapshot(shard, epoch, &snapshot).await;
-            None
-        }
-    }
+    Ok(())
 }

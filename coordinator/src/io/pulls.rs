@@ -5,46 +5,50 @@ use std::time::Duration;
 use async_nats::Client;
 use broker::{Pulled, Pump};
 use governance::{AgentIx, Priority};
+use home::{Delivered, Ended, Input, Pull, Source};
 use tokio::sync::mpsc;
-
-use crate::home::Input;
 
 /// How long a pull stays open at the broker when nothing comes.
 const EXPIRES: Duration = Duration::from_secs(20);
 
-/// What a pull is for, packed into the key that the pump hands back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Source {
-    /// A lane of this agent.
-    Lane(AgentIx, Priority),
-    /// The completions for this agent.
-    Done(AgentIx, Priority),
-}
-
 const DONE_BIT: u64 = 1 << 40;
 
-impl Source {
-    pub(crate) fn key(self) -> u64 {
-        match self {
-            Self::Lane(agent, p) => u64::from(agent.0) | u64::from(p.code()) << 32,
-            Self::Done(agent, p) => u64::from(agent.0) | u64::from(p.code()) << 32 | DONE_BIT,
-        }
-    }
-
-    pub(crate) fn from_key(key: u64) -> Self {
-        let agent = AgentIx(key as u32);
-        let p = Priority::from_code((key >> 32) as u8).unwrap_or(Priority::P3);
-        if key & DONE_BIT == 0 { Self::Lane(agent, p) } else { Self::Done(agent, p) }
-    }
+/// What a pull is for, packed into the key that the pump hands back.
+fn key(source: Source) -> u64 {
+    let (agent, p, done) = match source {
+        Source::Lane(agent, p) => (agent, p, 0),
+        Source::Done(agent, p) => (agent, p, DONE_BIT),
+    };
+    u64::from(agent.0) | u64::from(p.code()) << 32 | done
 }
 
-/// A pull to make.
-#[derive(Debug)]
-pub(crate) struct Pull {
-    pub(crate) source: Source,
-    pub(crate) stream: String,
-    pub(crate) consumer: String,
-    pub(crate) messages: u32,
+fn source(key: u64) -> Source {
+    let agent = AgentIx(key as u32);
+    let p = Priority::from_code((key >> 32) as u8).unwrap_or(Priority::P3);
+    if key & DONE_BIT == 0 { Source::Lane(agent, p) } else { Source::Done(agent, p) }
+}
+
+fn input(pulled: Pulled) -> Input {
+    match pulled {
+        Pulled::Message(m) => {
+            let delivered = Delivered {
+                subject: m.subject.into_string(),
+                payload: m.payload,
+                ack: m.ack.into_string(),
+                stream_sequence: m.stream_sequence,
+                published: m.published,
+                pending: m.pending,
+            };
+            Input::Message(source(m.key), delivered)
+        }
+        Pulled::Ended { key, unfilled, why } => {
+            let why = match why {
+                broker::Ended::Expired => Ended::Expired,
+                broker::Ended::NoConsumer | broker::Ended::Refused => Ended::Refused,
+            };
+            Input::PullEnded(source(key), unfilled, why)
+        }
+    }
 }
 
 /// Runs pulls on one connection until the channel of pulls closes.
@@ -59,17 +63,27 @@ pub(crate) async fn run(
         tokio::select! {
             pull = pulls.recv() => {
                 let Some(pull) = pull else { return Ok(()) };
-                pump.pull(pull.source.key(), &pull.stream, &pull.consumer, pull.messages, EXPIRES).await?;
+                pump.pull(key(pull.source), &pull.stream, &pull.consumer, pull.messages, EXPIRES).await?;
             }
             pulled = pump.next() => {
                 let Some(pulled) = pulled else { anyhow::bail!("the subscription to pulls ended") };
-                let input = match pulled {
-                    Pulled::Message(message) => Input::Message(Source::from_key(message.key), message),
-                    Pulled::Ended { key, unfilled, why } => Input::PullEnded(Source::from_key(key), unfilled, why),
-                };
-                if home.send(input).await.is_err() {
+                if home.send(input(pulled)).await.is_err() {
                     return Ok(());
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_what_a_pull_was_for() {
+        for p in Priority::ALL {
+            for what in [Source::Lane(AgentIx(u32::MAX), *p), Source::Done(AgentIx(7), *p)] {
+                assert_eq!(source(key(what)), what);
             }
         }
     }

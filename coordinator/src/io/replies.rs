@@ -5,26 +5,15 @@
 use std::time::Duration;
 
 use async_nats::{Client, Request, RequestErrorKind};
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use home::{Input, Reply};
 use tokio::sync::mpsc;
-
-use crate::home::Input;
 
 /// How long a receiver may take to confirm. It confirms before it does anything else with a reply.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a reply is tried.
 const TRIES: usize = 3;
-
-/// One reply message.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    /// The home's handle, handed back when it is confirmed or given up.
-    pub(crate) handle: usize,
-    pub(crate) subject: String,
-    pub(crate) payload: Bytes,
-}
 
 /// Sends what the home hands over, any number at once.
 pub(crate) async fn run(

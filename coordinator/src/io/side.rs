@@ -1,20 +1,27 @@
 //! What goes beside dispatches: acknowledgements, signals, stored breakers and orders, dead letters.
 
-use async_nats::Client;
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_nats::jetstream::Context;
-use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::kv::{Store, UpdateErrorKind};
+use async_nats::{Client, Request};
 use broker::{PublishError, Publisher};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use governance::{AgentId, DispatchId};
+use futures::{FutureExt, StreamExt};
+use governance::{AgentId, AgentIx, Ask, DispatchId, Timestamp};
+use home::{Input, Side};
 use protocol::control::{DeadLetter, Operation};
 use protocol::envelope::column;
 use protocol::inbox::{self, Parcel};
+use protocol::know::{GrantAnswer, GrantQuestion};
 use protocol::{json, streams, subjects, text};
 use tokio::sync::mpsc;
 
-use crate::home::{Input, Side};
+/// How long a target's home may take to answer; the rules wait no longer either.
+const GRANT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What the task works with.
 #[derive(Debug, Clone)]
@@ -23,6 +30,7 @@ pub(crate) struct SideDoor {
     pub(crate) js: Context,
     pub(crate) publisher: Publisher,
     pub(crate) breakers: Store,
+    pub(crate) scales: Store,
     pub(crate) orders: Store,
 }
 
@@ -32,7 +40,7 @@ pub(crate) async fn run(
     mut side: mpsc::Receiver<Side>,
     home: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
-    let mut under_way = FuturesUnordered::new();
+    let mut under_way: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
     loop {
         tokio::select! {
             next = side.recv() => {
@@ -42,10 +50,17 @@ pub(crate) async fn run(
                     Side::Ack(ack) => broker::ack(&door.client, &ack).await?,
                     Side::Nak { ack, delay } => broker::nak(&door.client, &ack, delay).await?,
                     Side::StoreBreaker { agent, breaker } => {
-                        let body = serde_json::to_vec(&breaker)?;
-                        if let Err(e) = door.breakers.put(&*agent, body.into()).await {
-                            tracing::warn!(agent = &*agent, error = %e, "a breaker was not stored");
+                        if let Err(error) = store_level(&door.breakers, &agent, breaker.epoch, &breaker).await {
+                            tracing::warn!(agent = &*agent, %error, "a breaker was not stored");
                         }
+                    }
+                    Side::StoreScale { agent, scale } => {
+                        if let Err(error) = store_level(&door.scales, &agent, scale.epoch, &scale).await {
+                            tracing::warn!(agent = &*agent, %error, "a scaling wish was not stored");
+                        }
+                    }
+                    Side::AskGrant { target, name, ask, asked } => {
+                        under_way.push(ask_grant(door.client.clone(), target, name, ask, asked).boxed());
                     }
                     Side::StorePause { agent, order } => {
                         if let Err(error) = store_pause(&door.orders, &agent, order).await {
@@ -53,13 +68,59 @@ pub(crate) async fn run(
                         }
                     }
                     Side::DeadLetter { letter, id, inbox_ack, done } => {
-                        under_way.push(dead_letter(door.clone(), *letter, id, inbox_ack, done));
+                        under_way.push(dead_letter(door.clone(), *letter, id, inbox_ack, done).boxed());
                     }
                 }
             }
-            Some(input) = under_way.next(), if !under_way.is_empty() => home.send(input).await?,
+            Some(input) = under_way.next(), if !under_way.is_empty() => {
+                // A home that has ended needs no answer; what it still wants sent is sent all the same.
+                home.send(input).await.ok();
+            }
         }
     }
+}
+
+/// What a stored level says about who stored it.
+#[derive(serde::Deserialize)]
+struct Written {
+    epoch: u64,
+}
+
+/// Stores a level, unless a later home of the agent has stored one: what a deposed home still wants changes nothing.
+async fn store_level<T: serde::Serialize + Sync>(
+    levels: &Store,
+    agent: &str,
+    epoch: u64,
+    level: &T,
+) -> anyhow::Result<()> {
+    let body = Bytes::from(serde_json::to_vec(level)?);
+    loop {
+        let entry = levels.entry(agent).await?;
+        let later = entry
+            .as_ref()
+            .and_then(|e| serde_json::from_slice::<Written>(&e.value).ok())
+            .is_some_and(|written| written.epoch > epoch);
+        if later {
+            return Ok(());
+        }
+        match levels.update(agent, body.clone(), entry.map_or(0, |e| e.revision)).await {
+            Ok(_) => return Ok(()),
+            // Somebody wrote in between: look again who it was.
+            Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Asks a target's home for a share of what it limits. No answer in time is an answer too.
+async fn ask_grant(client: Client, target: AgentIx, name: Arc<str>, ask: Ask, asked: Timestamp) -> Input {
+    let question = serde_json::to_vec(&GrantQuestion::from(ask)).expect("plain data serialises");
+    let request = Request::new().payload(question.into()).timeout(Some(GRANT_TIMEOUT));
+    let answer = client.send_request(subjects::grant(&name), request).await.ok();
+    let grant = answer
+        .and_then(|answer| serde_json::from_slice::<GrantAnswer>(&answer.payload).ok())
+        .map(governance::Grant::from);
+    Input::GrantAnswered { target, ask, asked, grant }
 }
 
 /// Keeps an operator's order for the next home, until it is taken back.
@@ -100,7 +161,7 @@ async fn dead_letter(
             }
             Err(e) => tracing::warn!(%id, error = %e, "a dead letter is not stored yet"),
         }
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     books::{self, Books, Limit, Limits, Record},
     config::{self, Common, Demo},
     dialogues::{self, Dialogue},
+    ledger::Ledger,
     llm::Llm,
     messages::PEOPLE,
     people,
@@ -48,7 +49,7 @@ pub async fn run(demo: &Demo) -> anyhow::Result<Report> {
         people.iter().any(|person| person.dialogue.said().next().is_some()),
         "nobody says anything in the input"
     );
-    let limits = limits(&demo.policy)?;
+    let limits = limits(&demo.policy, &agents::NAMES.into_iter().chain([PEOPLE]).collect::<Vec<_>>())?;
     let archive = Archive::open(&demo.postgres_url).await?;
     let platform = Arc::new(Platform::new(&dialogues, llm(&demo.common)?));
     let mesh = connect(&demo.common).await?;
@@ -63,11 +64,11 @@ pub async fn run(demo: &Demo) -> anyhow::Result<Report> {
     let (talk, ()) = futures::join!(talks.play(demo), direct(&stage, &talks));
     progress.say("the people have what they wanted; waiting until everything has reached the archive");
 
-    let (books, records) = settle(&archive, &platform, &limits, &progress).await?;
+    let (books, records) = settle(&archive, &platform.ledger, &limits, &progress).await?;
     let notes = recovered(&archive).await?;
     crew.stop().await?;
     Ok(Report {
-        setting: config::setting(),
+        setting: config::setting("demo"),
         books,
         table: table(&records, &notes, &books),
         talk: Talk { seconds: started.elapsed().as_secs_f64(), ..talk },
@@ -106,8 +107,11 @@ pub async fn connect(common: &Common) -> anyhow::Result<Mesh> {
     mesh.context("the mesh cannot be reached; `./dev up` starts one")
 }
 
-/// What the policy allows the agents of the platform.
-fn limits(path: &Path) -> anyhow::Result<Limits> {
+/// What the policy allows these agents.
+///
+/// # Errors
+/// When the policy cannot be read.
+pub(crate) fn limits(path: &Path, names: &[&str]) -> anyhow::Result<Limits> {
     let text =
         fs::read_to_string(path).with_context(|| format!("the policy {} cannot be read", path.display()))?;
     let policy = Policy::parse(&text).map_err(|problems| {
@@ -118,7 +122,7 @@ fn limits(path: &Path) -> anyhow::Result<Limits> {
         )
     })?;
     let limit = |rate: Rate| Limit { rate_per_s: rate.per_s, burst: rate.burst };
-    let names = || agents::NAMES.into_iter().chain([PEOPLE]);
+    let names = || names.iter().copied();
     let target_rate = |name: &str| policy.max_rate(name).map(|rate| (name.to_owned(), limit(rate)));
     Ok(Limits {
         quotas: names().map(|name| (name.to_owned(), limit(policy.quota(name)))).collect(),
@@ -136,9 +140,12 @@ async fn direct(stage: &Stage<'_>, talks: &Talks<'_>) {
 }
 
 /// Waits until every dispatch that was accepted has its end in the archive, or nothing more arrives there.
-async fn settle(
+///
+/// # Errors
+/// When the archive does not answer.
+pub(crate) async fn settle(
     archive: &Archive,
-    platform: &Platform,
+    ledger: &Ledger,
     limits: &Limits,
     progress: &Progress,
 ) -> anyhow::Result<(Books, Vec<Record>)> {
@@ -148,12 +155,12 @@ async fn settle(
         if now != ended {
             (ended, changed) = (now, Instant::now());
         }
-        let accepted = platform.ledger.accepted_count() as u64;
+        let accepted = ledger.accepted_count() as u64;
         progress.show(|| format!("archived {ended} of at least {accepted} dispatches"));
         let patient = changed.elapsed() < ARCHIVE_PATIENCE;
         if ended >= accepted || !patient {
             let records = archive.records().await?;
-            let books = Books::close(&platform.ledger.counts(), &records, limits);
+            let books = Books::close(&ledger.counts(), &records, limits);
             if books.balance() || !patient {
                 return Ok((books, records));
             }

@@ -1,6 +1,6 @@
 //! The article's real-estate platform: twelve agents that answer people who look for a home or want to sell one. The
 //! domain (`dialogues`, `text`, `slots`, `intent`, `listings`, `market`, `memory`, `scoring`, `handoff`, `reply`) is pure;
-//! `agents` and `wire` connect it to the mesh; `demo`, `people`, `talks` and `scenes` play it; `ledger`, `books`, `archive`
+//! `agents` and `wire` connect it to the mesh; `demo`, `people`, `talks` and `scenes` play it, `peak` plays a busy morning; `ledger`, `books`, `archive`
 //! and `report` count. Rule kept: the domain knows nothing of the mesh, and nothing here is needed by the mesh itself.
 
 pub mod agents;
@@ -17,6 +17,7 @@ pub mod llm;
 pub mod market;
 pub mod memory;
 pub mod messages;
+pub mod peak;
 pub mod people;
 pub mod platform;
 pub mod progress;

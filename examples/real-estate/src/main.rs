@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use clap::Parser;
 use real_estate::{
     agents::{self, Crew},
-    config::{Cli, Command, Common, Demo},
-    demo,
+    config::{Cli, Command, Common, Demo, Peak},
+    demo, peak,
     platform::Platform,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +24,8 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(stderr).init();
     let ended = match Cli::parse().command {
         Command::Demo(demo) => play(&demo).await,
+        Command::Peak(wish) => rush(&wish).await,
+        Command::LeadBot(bot) => peak::serve(&bot, stopped()).await.map(|()| ExitCode::SUCCESS),
         Command::Agents(common) => serve(&common, &agents::NAMES).await,
         Command::Agent { name, common } => serve(&common, &[name.as_str()]).await,
     };
@@ -42,6 +44,16 @@ async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {
         fs::write(path, json + "\n").with_context(|| format!("{} cannot be written", path.display()))?;
     }
     Ok(if report.balanced { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn rush(wish: &Peak) -> anyhow::Result<ExitCode> {
+    let report = peak::run(wish).await?;
+    stdout().write_all(report.text().as_bytes()).context("the report cannot be printed")?;
+    if let Some(path) = &wish.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        fs::write(path, json + "\n").with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn serve(common: &Common, names: &[&str]) -> anyhow::Result<ExitCode> {

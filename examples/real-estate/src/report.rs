@@ -18,7 +18,10 @@ pub struct Setting {
     pub storage: String,
     pub nats_sync: String,
     pub redis_fsync: String,
+    /// Coordinators.
     pub replicas: usize,
+    /// Copies that the broker keeps of each stream.
+    pub stream_replicas: usize,
 }
 
 /// The article's table, from the archive.
@@ -199,6 +202,7 @@ mod tests {
                 nats_sync: "default".to_owned(),
                 redis_fsync: "always".to_owned(),
                 replicas: 1,
+                stream_replicas: 1,
             },
             books: Books { accepted: 3, completed: 3, audited: 3, ..Books::default() },
             table: Table { p50_ms: 1.25, ..Table::default() },

@@ -250,6 +250,7 @@ fn read_scaling(table: &mut Table<'_, '_, '_>, policy: &mut Policy) {
     let rules = &mut policy.scaling;
     table.number("depth", 1..=1_000_000, &mut rules.depth);
     table.seconds("depth_s", 1..=3_600, &mut rules.depth_for);
+    table.percent("gain_percent", 0..=100, &mut rules.gain_bp);
     table.percent("utilisation_percent", 1..=99, &mut rules.utilisation_bp);
     table.seconds("utilisation_s", 10..=DAY_S, &mut rules.utilisation_for);
     table.seconds("pause_s", 1..=3_600, &mut rules.pause);

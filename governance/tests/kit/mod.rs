@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use governance::{
     Admission, AgentIx, Arrival, Beat, Completion, Destination, DispatchId, Effect, Encoding, Event,
-    Fallback, Governor, InstanceId, Kind, Lane, Lineage, MessageIx, Outcome, Policy, Priority, Reason,
-    Registration, Run, Timestamp,
+    Fallback, Governor, Grant, InstanceId, Kind, Lane, Lineage, MessageIx, Outcome, Policy, Priority, Reason,
+    Registration, Run, Shards, TargetReport, Timestamp, shard_of,
 };
 
 /// The world begins here, long after the epoch.
@@ -115,8 +115,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(policy: Policy) -> Self {
+        Self::of(Shards::ALL, policy)
+    }
+
+    /// The core of the home of some shards only.
+    pub(crate) fn of(shards: Shards, policy: Policy) -> Self {
         Self {
-            governor: Governor::new(Arc::new(policy)),
+            governor: Governor::new(Arc::new(policy), shards),
             now: Timestamp::from_millis(BEGIN_MS - 1_000),
             room: ROOM,
             messages: 0,
@@ -132,7 +137,27 @@ impl World {
     }
 
     pub(crate) fn under(policy: Policy, agents: &[Registration]) -> Self {
-        let mut world = Self::new(policy);
+        Self::new(policy).joined(agents)
+    }
+
+    /// The home of some of the agents; the others have their homes elsewhere.
+    pub(crate) fn home_of(names: &[&str], policy: Policy, agents: &[Registration]) -> Self {
+        let shards = names.iter().fold(Shards::NONE, |shards, name| shards.with(shard_of(name)));
+        let world = Self::of(shards, policy).joined(agents);
+        for agent in agents {
+            let here = names.contains(&agent.agent.as_str());
+            assert_eq!(
+                world.governor.is_home(world.ix(&agent.agent)),
+                here,
+                "{} is where it belongs",
+                agent.agent
+            );
+        }
+        world
+    }
+
+    fn joined(self, agents: &[Registration]) -> Self {
+        let mut world = self;
         for registration in agents {
             world.apply(Event::AgentRegistered { registration });
         }
@@ -282,7 +307,8 @@ impl World {
         let reason = if outcome == Outcome::Success { Reason::Ok } else { Reason::HandlerFailed };
         let first = self.id(admission);
         let ran = Duration::from_millis(ran_ms);
-        let completion = Completion { first, count: admission.count, outcome, reason, ran, attempt, row: 0 };
+        let (count, reported) = (admission.count, self.now);
+        let completion = Completion { first, count, outcome, reason, ran, attempt, reported, row: 0 };
         let Admission { source, target, .. } = *admission;
         self.apply(Event::Completed { source, target, completions: &[completion] })
     }
@@ -335,6 +361,17 @@ impl World {
             Effect::InstanceLost { agent, .. } => format!("lost an instance of {}", name(agent)),
             Effect::Deferral { on, .. } => format!("deferral {}", if *on { "begins" } else { "ends" }),
             Effect::Demoted { count, source, .. } => format!("demoted {count} of {}", name(source)),
+            Effect::ScaleHeld { agent, instances, reason, .. } => {
+                format!("scale held {} at {instances} {reason}", name(agent))
+            }
+            Effect::Report { target, report } => {
+                let TargetReport { finished, errors, over, .. } = report;
+                format!("report {} {finished} finished {errors} errors {over} over", name(target))
+            }
+            Effect::ProbeEnded { target, succeeded } => format!("probe ended {} {succeeded:?}", name(target)),
+            Effect::AskGrant { target, ask } => format!("ask {} {ask:?}", name(target)),
+            Effect::Granted(Grant { count, wait }) => format!("granted {count} wait {wait:?}"),
+            Effect::P0Suffers { delay } => format!("p0 suffers {delay:?}"),
         })
     }
 

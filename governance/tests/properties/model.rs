@@ -163,7 +163,13 @@ impl Model {
                 | Effect::Scale(_)
                 | Effect::InstanceLost { .. }
                 | Effect::Deferral { .. }
-                | Effect::Demoted { .. } => {}
+                | Effect::Demoted { .. }
+                | Effect::ScaleHeld { .. } => {}
+                Effect::Report { .. }
+                | Effect::ProbeEnded { .. }
+                | Effect::AskGrant { .. }
+                | Effect::Granted(_)
+                | Effect::P0Suffers { .. } => panic!("a core alone has nobody to tell: {effect:?}"),
             }
         }
         self.deliver();
@@ -442,6 +448,7 @@ impl Model {
             reason: if good { Reason::Ok } else { Reason::HandlerFailed },
             ran: Duration::from_millis(ran_ms),
             attempt: 1 + (nth % 5) as u8,
+            reported: self.world.now,
             row: 0,
         };
         let Admission { source, target, .. } = admission;

@@ -3,6 +3,8 @@
 mod breakers;
 mod delivery;
 mod endings;
+mod grants;
+mod homes;
 mod membership;
 mod priorities;
 mod quotas;

@@ -1,6 +1,6 @@
 //! Requests and replies: what a caller gets, from whom, and what is refused.
 
-use mesh_tests::Stage;
+use mesh_tests::{SOON, Stage, until};
 use serde_json::json;
 use worker_sdk::{Context, ErrorKind, Failure, Outcome, Reason};
 
@@ -154,8 +154,16 @@ async fn a_call_by_capability_reaches_an_agent_that_offers_it() -> anyhow::Resul
     let left = if reply.target() == first.name() { &second } else { &first };
     let gone = if reply.target() == first.name() { &first } else { &second };
     stage.operate("trip", gone.name()).await;
-    let reply = asker.dispatch_to_any(&capability).json(&5)?.request().await?;
-    assert_eq!(reply.target(), left.name(), "a tripped agent is passed over");
+    // The home of the asker hears of the trip a moment after the home of the tripped one.
+    until("a tripped agent is passed over", SOON, || async {
+        let call = asker.dispatch_to_any(&capability).json(&5).expect("a number is JSON");
+        call.request().await.is_ok_and(|reply| reply.target() == left.name())
+    })
+    .await;
+    for n in 0..8_u64 {
+        let reply = asker.dispatch_to_any(&capability).json(&n)?.request().await?;
+        assert_eq!(reply.target(), left.name(), "and stays so");
+    }
     stage.operate("reset", gone.name()).await;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use futures::StreamExt;
+use governance::{AgentId, InstanceId};
 use mesh_tests::{Door, PATIENCE, SOON, Sightings, Stage, until};
 use protocol::control::Signal;
 use serde_json::{Value, json};
@@ -252,7 +253,8 @@ async fn a_message_that_is_published_again_is_one_dispatch() -> anyhow::Result<(
     assert!(door.register(&json!({"agent": sender, "dependencies": [teller.name()]})).await.accepted);
     let subject = format!("mesh.in.p2.{sender}.{}", teller.name());
     let dispatch = json!({"capability": "tell", "payload": null, "kind": "event"});
-    let instance = format!("{:016x}", u64::from(std::process::id()) << 16 | 0xd0);
+    let instance =
+        InstanceId::of(&AgentId::new(&sender)?, u64::from(std::process::id()) << 16 | 0xd0).to_string();
     let envelope = |sequence: u64| {
         let dispatches = [&dispatch, &dispatch];
         serde_json::to_vec(&json!({"dispatches": dispatches, "instance": instance, "sequence": sequence}))

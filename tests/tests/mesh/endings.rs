@@ -58,9 +58,13 @@ async fn a_request_that_waits_past_its_deadline_times_out_in_its_lane() -> anyho
     assert!(door.register(&json!({"agent": absent, "capabilities": ["work"]})).await.accepted);
     stage.operate("pause", &absent).await;
     let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&absent).register().await?;
-    let asked = caller.dispatch(&absent, "work").budget(Duration::from_millis(300)).json(&())?;
-    let error = asked.request().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TimedOut(Reason::ExpiredInLane), "{error}");
+    // The home of the caller hears of the pause a moment after the home of the paused one; until then dispatches go to its inbox.
+    let error = eventually("a dispatch waits in its lane", SOON, || async {
+        let asked = caller.dispatch(&absent, "work").budget(Duration::from_millis(300));
+        let error = asked.json(&()).expect("nothing is JSON").request().await.unwrap_err();
+        (error.kind() == ErrorKind::TimedOut(Reason::ExpiredInLane)).then_some(error)
+    })
+    .await;
     let record = stage.record(error.id().expect("it was accepted")).await;
     assert_eq!((record.decision.as_str(), record.outcome.as_deref()), ("expired", Some("timeout")));
     Ok(())

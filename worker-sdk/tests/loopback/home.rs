@@ -277,7 +277,7 @@ async fn register_all(client: Client, js: jetstream::Context) {
                 role: "bot".into(),
                 rate_per_s: 100,
                 burst: 10,
-                inbox_ack_wait_ms: 9_000,
+                inbox_ack_wait_ms: 3_000,
                 policy_version: 1,
             };
             let verdict = Verdict { accepted: true, problems: vec![], warnings: vec![], terms: Some(terms) };

@@ -2,6 +2,17 @@
 //! go wrong between instance and home. Skipped, with a message, where there is no nats-server.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it is skipped")]
 
+/// Starts a home, or ends the test where there is no server.
+macro_rules! home {
+    () => {
+        match Home::start().await {
+            Some(home) => home,
+            None => return,
+        }
+    };
+}
+
+mod holding;
 mod home;
 
 use std::sync::Arc;
@@ -18,16 +29,6 @@ use protocol::envelope::LaneEnvelope;
 use protocol::{Lineage, streams, subjects};
 use tokio::sync::{Notify, mpsc};
 use worker_sdk::{Agent, Context, ErrorKind, Failure, Mesh, Response};
-
-/// Starts a home, or ends the test where there is no server.
-macro_rules! home {
-    () => {
-        match Home::start().await {
-            Some(home) => home,
-            None => return,
-        }
-    };
-}
 
 async fn mesh(home: &Home) -> Mesh {
     Mesh::connect(&home.url).await.unwrap()

@@ -128,3 +128,11 @@ fn fields_keep_their_units() {
     assert_eq!(policy.deadlines.request, Duration::from_secs(45));
     assert_eq!(policy.retries.backoff_first, Duration::from_millis(250));
 }
+
+#[test]
+fn the_gain_that_a_step_must_bring_is_a_share_of_what_was() {
+    let gain = |text| Policy::parse(text).map(|policy| policy.scaling.gain_bp);
+    assert_eq!(gain(""), Ok(1_000));
+    assert_eq!(gain("[scaling]\ngain_percent = 25\n"), Ok(2_500));
+    assert_eq!(problems("[scaling]\ngain_percent = 101\n"), ["2 scaling.gain_percent"]);
+}

@@ -1,0 +1,176 @@
+//! Rebuilding: what a new home knows before its first decision, from its shard's snapshot and blocks.
+//!
+//! The rule it keeps: a snapshot is the state at its head; blocks behind it are applied as they record, decided about by
+//! nobody.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use governance::{Decision, DispatchId, Outcome, Policy, Priority, Registration};
+use protocol::audit::{Block, CompletionRow, DecisionRow};
+use protocol::control::Breaker;
+use protocol::redis::EntryId;
+
+use crate::snapshot::{OpenState, State};
+use crate::takeover::{TakeoverError, World};
+
+/// What a new home starts with.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    pub(crate) registrations: Vec<Registration>,
+    pub(crate) breakers: Vec<(String, Breaker)>,
+    /// Agents that operators paused.
+    pub(crate) paused: Vec<String>,
+    pub(crate) opens: Vec<OpenState>,
+    pub(crate) quotas: BTreeMap<String, u64>,
+    pub(crate) seen: Vec<(String, u64, u64, u64)>,
+    /// Lane messages of which a block decided slots or copies and that are not acknowledged, by lane priority and stream
+    /// sequence: the rules are not asked whether their sequence was seen.
+    pub(crate) unsettled: HashSet<(Priority, u64)>,
+    /// Slots of such messages that were decided about and replayed.
+    pub(crate) covered: HashMap<(Priority, u64), Vec<(u16, u16)>>,
+    /// Outcomes that were recorded and perhaps not told.
+    pub(crate) closed: HashMap<DispatchId, Outcome>,
+    /// Topic copies that were made of events that are still held.
+    pub(crate) copies: Vec<(DispatchId, u16)>,
+    /// Ends that were recorded and perhaps not told.
+    pub(crate) ended: Vec<DecisionRow>,
+    /// Completions that waited for this home and have not been read.
+    pub(crate) completions_unread: u64,
+    /// The oldest block that was read.
+    pub(crate) floor: Option<EntryId>,
+}
+
+impl Recovered {
+    /// The oldest block that a further home would have to read because of this recovery: while a lane message that a former
+    /// home decided about, or a completion that it recorded, may still come again.
+    pub(crate) fn needed_from(&self) -> Option<EntryId> {
+        let needed = !self.unsettled.is_empty() || !self.closed.is_empty();
+        self.floor.filter(|_| needed)
+    }
+}
+
+/// A shard as its snapshot and blocks tell.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuilt {
+    pub(crate) state: State,
+    opens: BTreeMap<(u64, u64, u16, u16), OpenState>,
+    /// Decisions that are perhaps not settled, with the block they are in.
+    pub(crate) rows: Vec<(EntryId, DecisionRow)>,
+    closed: Vec<CompletionRow>,
+    pub(crate) floor: Option<EntryId>,
+}
+
+impl Rebuilt {
+    /// Whether every slot of an envelope was decided when the snapshot was taken, as it says.
+    pub(crate) fn was_decided(&self, id: DispatchId) -> bool {
+        let covers = |(_, instance, from, to): &(String, u64, u64, u64)| {
+            *instance == id.instance.0 && (*from..=*to).contains(&id.sequence)
+        };
+        self.state.seen.iter().any(covers)
+    }
+
+    /// Hands over what the rules are told.
+    pub(crate) fn recover(self, recovered: &mut Recovered) {
+        for c in self.closed.iter().filter(|c| !c.late) {
+            for i in 0..c.count {
+                recovered.closed.insert(DispatchId { slot: c.first.slot + i, ..c.first }, c.outcome);
+            }
+        }
+        recovered.opens = self.opens.into_values().collect();
+        recovered.quotas = self.state.quotas;
+        recovered.seen.extend(self.state.seen);
+        recovered.floor = self.floor;
+    }
+}
+
+/// Reads the snapshot of a shard and the blocks behind it.
+pub(crate) async fn rebuild(
+    world: &impl World,
+    shard: u8,
+    policy: &Policy,
+) -> Result<Rebuilt, TakeoverError> {
+    let damaged = |what: String| TakeoverError::Damaged { shard, what };
+    let (taken_at, floor, mut rebuilt) = match world.snapshot(shard).await? {
+        None => (EntryId::default(), EntryId::default(), Rebuilt::default()),
+        Some((head, oldest, text)) => {
+            let mut state: State =
+                serde_json::from_str(&text).map_err(|e| damaged(format!("its snapshot: {e}")))?;
+            let mut opens = BTreeMap::new();
+            for open in state.opens.drain(..) {
+                let id: DispatchId = open.first.parse().map_err(|e| damaged(format!("its snapshot: {e}")))?;
+                opens.insert(key(id), open);
+            }
+            (head.id, oldest, Rebuilt { state, opens, ..Rebuilt::default() })
+        }
+    };
+    for (id, bytes) in world.blocks(shard, floor).await? {
+        let block = Block::decode(&bytes).map_err(|e| damaged(format!("its block {id}: {e}")))?;
+        rebuilt.floor.get_or_insert(id);
+        if id > taken_at {
+            apply_block(policy, &block, &mut rebuilt);
+        }
+        rebuilt.rows.extend(block.decisions.into_iter().map(|row| (id, row)));
+        rebuilt.closed.extend(block.completions);
+    }
+    Ok(rebuilt)
+}
+
+const fn key(id: DispatchId) -> (u64, u64, u16, u16) {
+    (id.instance.0, id.sequence, id.copy, id.slot)
+}
+
+fn apply_block(policy: &Policy, block: &Block, rebuilt: &mut Rebuilt) {
+    for row in &block.decisions {
+        let first = row.first;
+        if row.decision == Decision::Admitted {
+            let period = policy.quota(&row.source).period_ns();
+            let arrival = rebuilt.state.quotas.entry(row.source.to_string()).or_default();
+            *arrival = (*arrival).max(row.decided.0) + period * u64::from(row.count);
+            rebuilt.opens.insert(key(first), open_state(row));
+        }
+    }
+    for c in block.completions.iter().filter(|c| !c.late) {
+        close_slots(&mut rebuilt.opens, c);
+    }
+}
+
+fn open_state(row: &DecisionRow) -> OpenState {
+    OpenState {
+        source: row.source.to_string(),
+        target: row.target.to_string(),
+        capability: row.capability.to_string(),
+        kind: row.kind,
+        class: row.class,
+        lane: row.lane,
+        serves_person: row.serves_person,
+        first: row.first.to_string(),
+        count: row.count,
+        ended: vec![0; usize::from(row.count).div_ceil(64)],
+        deadline: row.deadline.0,
+        admitted: row.decided.0,
+        accepted: row.accepted.0,
+        reason: row.reason,
+        order_key: row.order_key,
+        reply_token: row.reply_token.to_string(),
+    }
+}
+
+/// Marks slots as ended, in as many open runs as they lie in; a run that ended as a whole goes.
+fn close_slots(opens: &mut BTreeMap<(u64, u64, u16, u16), OpenState>, c: &CompletionRow) {
+    for slot in c.first.slot..=c.first.slot.saturating_add(c.count - 1) {
+        let upto = key(DispatchId { slot, ..c.first });
+        let from = (upto.0, upto.1, upto.2, 0);
+        let Some((at, open)) = opens.range_mut(from..=upto).next_back() else { continue };
+        let offset = usize::from(slot - at.3);
+        if offset >= usize::from(open.count) {
+            continue;
+        }
+        open.ended.resize(usize::from(open.count).div_ceil(64), 0);
+        open.ended[offset / 64] |= 1 << (offset % 64);
+        let ended: u32 = open.ended.iter().map(|w| w.count_ones()).sum();
+        if ended == u32::from(open.count) {
+            let at = *at;
+            opens.remove(&at);
+        }
+    }
+}
