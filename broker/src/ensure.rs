@@ -13,7 +13,7 @@ use async_nats::jetstream::context::{
 use async_nats::jetstream::stream::{
     self, ConsumerError, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType,
 };
-use async_nats::jetstream::{Context, kv};
+use async_nats::jetstream::{Context, ErrorCode, kv};
 use futures::TryStreamExt;
 use governance::{AgentId, Priority};
 use protocol::streams::{self, Retention};
@@ -179,32 +179,80 @@ pub async fn ensure_inbox_consumers(js: &Context, agent: &AgentId) -> Result<(),
     .map(drop)
 }
 
-/// Makes the consumers by which the home of a source reads its lanes and its completions, under its epoch. How many
-/// messages with completions wait.
+/// Makes the consumers by which the home of a source reads its lanes and its completions of these classes, under its epoch. How many
+/// messages with completions wait; none where a consumer of another epoch stands in the way.
 ///
 /// # Errors
 /// When the broker refuses one or does not answer.
-pub async fn ensure_source_consumers(js: &Context, agent: &AgentId, epoch: u64) -> Result<u64, Error> {
-    let waiting = futures::future::try_join_all(Priority::ALL.iter().map(|p| async move {
+pub async fn ensure_source_consumers(
+    js: &Context,
+    agent: &AgentId,
+    epoch: u64,
+    classes: &[Priority],
+) -> Result<Option<u64>, Error> {
+    let made = futures::future::try_join_all(classes.iter().map(|p| async move {
         let lane = pull::Config {
             durable_name: Some(streams::lane_consumer(agent, epoch)),
             filter_subject: subjects::lane_filter(*p, agent),
             ..held_by_home()
         };
-        consumer(js, &streams::lanes(*p), lane).await?;
         let done = pull::Config {
             durable_name: Some(streams::done_consumer(*p, agent, epoch)),
             filter_subject: subjects::done_filter(*p, agent),
             ..held_by_home()
         };
+        consumer(js, &streams::lanes(*p), lane).await?;
         consumer(js, streams::DONE, done).await
     }))
-    .await?;
-    Ok(waiting.into_iter().sum())
+    .await;
+    match made {
+        Ok(waiting) => Ok(Some(waiting.into_iter().sum())),
+        Err(e) if is_in_the_way(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
+/// Whether a work queue has another consumer of the same subjects: it takes one at a time.
+fn is_in_the_way(e: &Error) -> bool {
+    let Error::Api { source, .. } = e else { return false };
+    let kind = source.downcast_ref::<ConsumerError>().map(ConsumerError::kind);
+    matches!(kind, Some(ConsumerErrorKind::JetStream(e)) if e.error_code() == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE)
+}
+
+/// Deletes the consumers by which the home of a source read these classes under this epoch, where there are any: what they held comes
+/// back at once, and their acknowledgements meet nothing.
+///
+/// # Errors
+/// When the broker does not answer.
+pub async fn delete_source_consumers(
+    js: &Context,
+    agent: &AgentId,
+    epoch: u64,
+    classes: &[Priority],
+) -> Result<(), Error> {
+    futures::future::try_join_all(classes.iter().map(|p| async move {
+        delete(js, &streams::lanes(*p), &streams::lane_consumer(agent, epoch)).await?;
+        delete(js, streams::DONE, &streams::done_consumer(*p, agent, epoch)).await
+    }))
+    .await
+    .map(drop)
+}
+
+async fn delete(js: &Context, stream: &str, consumer: &str) -> Result<(), Error> {
+    match js.delete_consumer_from_stream(consumer, stream).await {
+        Ok(_) => Ok(()),
+        Err(e) if matches!(e.kind(), ConsumerErrorKind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND) => {
+            Ok(())
+        }
+        Err(e) => Err(api(format!("delete the consumer {consumer} of {stream}"))(e)),
+    }
+}
+
+/// A consumer of one home. What it holds is worth nothing without its home, which makes it anew after every loss of the
+/// broker: kept in memory, hundreds are made in the time of a hand-over, and an acknowledgement costs no write.
 fn held_by_home() -> pull::Config {
     pull::Config {
+        memory_storage: true,
         ack_policy: AckPolicy::Explicit,
         deliver_policy: DeliverPolicy::All,
         ack_wait: streams::LANE_ACK_WAIT,
@@ -214,8 +262,8 @@ fn held_by_home() -> pull::Config {
     }
 }
 
-/// Deletes the consumers of former homes of these agents: what they held comes back at once, and their acknowledgements
-/// meet nothing. `epoch_of` gives the epoch in force for an agent, or none where this home does not own it.
+/// Deletes the consumers of all former homes of these agents, whatever their epochs: reads the names of all consumers there
+/// are. `epoch_of` gives the epoch in force for an agent, or none where this home does not own it.
 ///
 /// # Errors
 /// When the broker does not answer.

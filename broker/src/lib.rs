@@ -10,7 +10,10 @@ mod publisher;
 mod pump;
 
 pub use connect::{connect, servers};
-pub use ensure::{Storage, delete_former_consumers, ensure, ensure_inbox_consumers, ensure_source_consumers};
+pub use ensure::{
+    Storage, delete_former_consumers, delete_source_consumers, ensure, ensure_inbox_consumers,
+    ensure_source_consumers,
+};
 pub use publisher::{Fence, PubAck, PublishError, Publisher};
 pub use pump::{Ended, Message, Pulled, Pump};
 

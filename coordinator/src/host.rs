@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::Store;
 use broker::Publisher;
 use governance::{Policy, Priority};
-use home::takeover::{Taking, take_over};
+use home::takeover::{Rest, Taking, take_over};
 use home::{Home, Input, Out, Over, Publish, Pull, Reply, Side, TICK, Write};
 use protocol::AuditKey;
 use protocol::control::Alert;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -62,6 +64,15 @@ pub(crate) struct Host {
     pub(crate) stream_copies: usize,
 }
 
+/// The turns of take-overs.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    /// The one under way.
+    pub(crate) first: OwnedSemaphorePermit,
+    /// Where the next one is had.
+    pub(crate) all: Arc<Semaphore>,
+}
+
 /// How a home ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -76,20 +87,22 @@ pub(crate) enum End {
 }
 
 impl Host {
-    /// Takes a shard over and hosts its home until told to drain. `taken` is called when it begins.
+    /// Takes a shard over and hosts its home, under the second of these epochs and after the first, until told to drain. `taken`
+    /// is called when the take-over is complete.
     ///
     /// # Errors
     /// When the take-over fails, or one of the home's tasks.
     pub(crate) async fn host(
         &self,
         shard: u8,
-        epoch: u64,
+        (former, epoch): (u64, u64),
         drain: CancellationToken,
-        taken: impl FnOnce(),
+        turns: Turns,
+        taken: impl FnOnce() + Send + 'static,
     ) -> anyhow::Result<End> {
         let (to_home, inputs) = mpsc::channel(INPUT_CAPACITY);
         self.homes.open(shard, epoch, to_home.clone());
-        let result = self.host_linked(shard, epoch, drain, (to_home, inputs), taken).await;
+        let result = self.host_linked(shard, (former, epoch), drain, (to_home, inputs), turns, taken).await;
         self.homes.close(shard, epoch);
         result
     }
@@ -97,14 +110,16 @@ impl Host {
     async fn host_linked(
         &self,
         shard: u8,
-        epoch: u64,
+        (former, epoch): (u64, u64),
         drain: CancellationToken,
         (to_home, inputs): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
-        taken: impl FnOnce(),
+        turns: Turns,
+        taken: impl FnOnce() + Send + 'static,
     ) -> anyhow::Result<End> {
         let taking = Taking {
             shard,
             epoch,
+            former,
             replica: self.replica.clone(),
             policy: Arc::clone(&self.policy),
             key: self.key.clone(),
@@ -112,11 +127,12 @@ impl Host {
         };
         let clients = [self.bulk.clone(), self.urgent.clone()];
         let connections = connections(&clients);
-        let home = Home::new(take_over(&self.servers, taking).await?);
+        let (setup, rest) = take_over(&self.servers, taking).await?;
+        let home = Home::new(setup);
         let mut tasks = Supervisor::new();
-        let (outlets, mut farewell) = self.start_io(&mut tasks, shard, &to_home);
+        let complete = self.clone().complete(rest, turns, to_home.clone(), taken);
+        let (outlets, mut farewell) = self.start_io(&mut tasks, shard, &to_home, complete);
         drop(to_home);
-        taken();
         let driver = Driver { home, outlets, clients, connections };
         let end = tokio::select! {
             end = driver.run(inputs, drain) => Ok(end),
@@ -128,12 +144,32 @@ impl Host {
         end
     }
 
-    /// Starts the tasks around a home. The second part is the task that is waited for at the end.
+    /// Moves the consumers that P0 does not wait for. All shards that are taken over at once have their turn with what P0 waits
+    /// for before any of them has its turn with the rest.
+    async fn complete(
+        self,
+        rest: Rest,
+        turns: Turns,
+        home: mpsc::Sender<Input>,
+        taken: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let Turns { first, all } = turns;
+        drop(first);
+        let turn = all.acquire().await.context("this replica is stopping")?;
+        let unread = rest.take(&self.servers).await?;
+        drop(turn);
+        home.send(Input::BulkReady { unread }).await.ok();
+        taken();
+        Ok(())
+    }
+
+    /// Starts the tasks around a home, whose take-over is completed before it is given what P0 does not wait for. The second part is the task that is waited for at the end.
     fn start_io(
         &self,
         tasks: &mut Supervisor,
         shard: u8,
         home: &mpsc::Sender<Input>,
+        complete: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) -> (Outlets, tokio::task::JoinSet<anyhow::Result<()>>) {
         let (p0_pulls, p0_pulls_out) = mpsc::channel(OUTLET_CAPACITY);
         let (bulk_pulls, bulk_pulls_out) = mpsc::channel(OUTLET_CAPACITY);
@@ -153,7 +189,11 @@ impl Host {
         let (urgent, bulk) = (self.urgent_publisher.clone(), self.servers.publisher.clone());
         let copies = self.stream_copies;
         tasks.start("P0 pulls", pulls::run(self.urgent.clone(), p0_pulls_out, home.clone()));
-        tasks.start("pulls", pulls::run(self.bulk.clone(), bulk_pulls_out, home.clone()));
+        let pulling = pulls::run(self.bulk.clone(), bulk_pulls_out, home.clone());
+        tasks.start("pulls", async move {
+            complete.await?;
+            pulling.await
+        });
         tasks.start("ledger", ledger::run(self.servers.ledger.clone(), shard, writes_out, home.clone()));
         tasks.start("P0 outbox", outbox::run(urgent, p0_publishes_out, home.clone(), copies));
         tasks.start("outbox", outbox::run(bulk, bulk_publishes_out, home.clone(), copies));

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::{Entry, Operation, Store};
 use futures::StreamExt;
-use governance::{AgentId, Registration, Timestamp};
+use governance::{AgentId, Priority, Registration, Timestamp};
 use home::Command;
 use protocol::control::Breaker;
 use protocol::streams;
@@ -106,8 +106,11 @@ impl Known {
         let Ok(id) = AgentId::new(agent) else { return };
         let deadline = Instant::now() + INTRODUCTION_MAX;
         while let Some(link) = homes.of(agent) {
-            match broker::ensure_source_consumers(js, &id, link.epoch).await {
-                Ok(_) => return,
+            match broker::ensure_source_consumers(js, &id, link.epoch, Priority::ALL).await {
+                Ok(Some(_)) => return,
+                // A take-over is under way, which moves them.
+                Ok(None) if Instant::now() < deadline => {}
+                Ok(None) => return tracing::error!(agent, "the lanes of an agent are read by another home"),
                 Err(e) if Instant::now() >= deadline => {
                     return tracing::error!(agent, error = %e, "the lanes of an agent are not read");
                 }

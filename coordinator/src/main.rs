@@ -11,6 +11,7 @@ mod io;
 mod known;
 mod metrics;
 mod ownership;
+mod questions;
 mod service;
 mod supervise;
 mod world;
@@ -37,6 +38,7 @@ use io::ledger::Ledger;
 use known::{Buckets, Known};
 use metrics::Metrics;
 use ownership::{Membership, Owning, Standing};
+use questions::Questions;
 use service::Service;
 use supervise::Supervisor;
 use world::Servers;
@@ -46,7 +48,7 @@ const EX_USAGE: u8 = 64;
 /// Alerts that may wait for a slow webhook; what more there is waits in the homes.
 const ALERTS_MAX: usize = 1_024;
 /// How long the homes may take to drain and be given back: their own bound, and some for what comes after.
-const STOP_MAX: Duration = Duration::from_secs(15);
+const STOP_MAX: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let config = Config::parse();
@@ -126,6 +128,10 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     tasks.start("known", known::follow(Arc::clone(&known), js.clone(), buckets.clone(), homes.clone()));
     tasks.start("alerts", io::alerts::run(bulk.clone(), config.webhook_url.clone(), alerts_out));
     tasks.start("announce", membership.clone().renew(stop.clone()));
+    let (questions, asked) = mpsc::channel(questions::WAITING_MAX);
+    let answering =
+        Questions { client: bulk.clone(), js: js.clone(), homes: homes.clone(), servers: servers.clone() };
+    tasks.start("questions", answering.run(asked));
     start_service(
         &mut tasks,
         &Service {
@@ -137,6 +143,7 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
             known,
             standing: Arc::clone(&standing),
             replica: replica.clone(),
+            questions,
         },
     );
     let host = Host {

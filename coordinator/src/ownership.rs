@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::host::{End, Host};
+use crate::host::{End, Host, Turns};
 
 /// How often this replica looks what is to be done when nothing happens.
 const LOOK: Duration = Duration::from_millis(100);
@@ -357,7 +357,7 @@ impl Loop {
                 let renewed = self.renewals.get(&owner.replica).copied().unwrap_or_default();
                 let claim = Claim { shard, revision, owner, renewed };
                 self.tasks.spawn(async move {
-                    let held = claim_and_host(&owning, &claim, drain, &tell, &take_overs).await;
+                    let held = claim_and_host(&owning, &claim, drain, &tell, take_overs).await;
                     let entry = match held {
                         Ok(()) => owning.membership.entry(shard).await.ok(),
                         Err(e) => {
@@ -393,9 +393,10 @@ async fn claim_and_host(
     claim: &Claim,
     drain: CancellationToken,
     tell: &mpsc::UnboundedSender<Told>,
-    take_overs: &Semaphore,
+    take_overs: Arc<Semaphore>,
 ) -> anyhow::Result<()> {
-    let mut permit = Some(take_overs.acquire().await.context("this replica is stopping")?);
+    let first = Arc::clone(&take_overs).acquire_owned().await.context("this replica is stopping")?;
+    let turns = Turns { first, all: take_overs };
     let (m, host) = (&owning.membership, &owning.host);
     let Claim { shard, revision, owner, renewed } = claim;
     let (shard, revision) = (*shard, *revision);
@@ -410,19 +411,19 @@ async fn claim_and_host(
     let (head, fence) = tokio::try_join!(async { anyhow::Ok(host.servers.head(shard).await?) }, async {
         Ok(host.servers.fence_epoch(shard).await?)
     },)?;
-    let epoch = next_epoch(revision, owner.epoch, head.id.epoch, fence);
+    let former = owner.epoch;
+    let epoch = next_epoch(revision, former, head.id.epoch, fence);
     let owner = |ready| Owner { replica: m.name.clone(), epoch, ready };
     let Some(claimed) = m.set_owner(shard, owner(false), revision).await else {
         tracing::debug!(shard, "another replica claimed a shard first");
         return Ok(());
     };
-    let began = Instant::now();
-    let taken = || {
-        permit.take();
+    let (began, tell) = (Instant::now(), tell.clone());
+    let taken = move || {
         tracing::info!(shard, epoch, after_ms = began.elapsed().as_millis() as u64, "home of a shard");
         tell.send(Told::Home(shard, claimed)).ok();
     };
-    let end = host.host(shard, epoch, drain, taken).await;
+    let end = host.host(shard, (former, epoch), drain, turns, taken).await;
     match end {
         Ok(End::Drained | End::Abandoned) => {
             let entry = m.entry(shard).await?;

@@ -18,7 +18,7 @@ use protocol::control::{self, Answer, Operation, Problem, Terms, Verdict};
 use protocol::know::{GrantAnswer, GrantQuestion, Knowledge};
 use protocol::{streams, subjects};
 use serde::de::DeserializeOwned;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::homes::{Homes, Link};
 use crate::known::Known;
@@ -39,6 +39,7 @@ pub(crate) struct Service {
     pub(crate) known: Arc<Known>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) replica: String,
+    pub(crate) questions: mpsc::Sender<Message>,
 }
 
 impl Service {
@@ -148,6 +149,9 @@ impl Service {
     }
 
     /// Withdrawals, wishes for more time, and questions about redelivered dispatches, for the homes that are here.
+    ///
+    /// # Errors
+    /// When the subscription ends.
     pub(crate) async fn run_requests(self) -> anyhow::Result<()> {
         let cancels = self.client.subscribe(subjects::CANCELS).await?;
         let extends = self.client.subscribe(subjects::EXTENDS).await?;
@@ -160,7 +164,11 @@ impl Service {
             let answer = match verb {
                 "cancel" => cancel(&home, source, &message).await,
                 "extend" => extend(&home, source, &message).await,
-                _ => open(&home, &message).await,
+                _ => {
+                    // Where too many wait this one is dropped: who asked asks again.
+                    drop(self.questions.try_send(message));
+                    continue;
+                }
             };
             match answer {
                 Ok(answer) => respond(&self.client, &message, &answer).await,
@@ -274,23 +282,10 @@ async fn extend(home: &Link, source: String, message: &Message) -> Result<serde_
     serde_json::to_value(extended).map_err(|e| e.to_string())
 }
 
-async fn open(home: &Link, message: &Message) -> Result<serde_json::Value, String> {
-    let question = parse::<control::OpenQuestion>(message)?;
-    let runs = question
-        .runs
-        .iter()
-        .map(|(id, count)| Ok((id.parse::<DispatchId>().map_err(|e| e.to_string())?, *count)))
-        .collect::<Result<Vec<_>, String>>()?;
-    let (respond, told) = oneshot::channel();
-    home.send(Command::Open { runs, respond }).await;
-    let answer = told.await.map_err(|_| STOPPING.to_owned())?;
-    serde_json::to_value(answer).map_err(|e| e.to_string())
-}
-
 /// What a home answers that ends before it answers.
-const STOPPING: &str = "the home is moving; try again in a moment";
+pub(crate) const STOPPING: &str = "the home is moving; try again in a moment";
 
-fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, String> {
+pub(crate) fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, String> {
     serde_json::from_slice(&message.payload).map_err(|e| e.to_string())
 }
 
@@ -299,7 +294,7 @@ fn refused(field: &str, message: String, fix: &str) -> Verdict {
     Verdict { accepted: false, problems: vec![problem], warnings: Vec::new(), terms: None }
 }
 
-async fn respond<T: serde::Serialize>(client: &Client, message: &Message, body: &T) {
+pub(crate) async fn respond<T: serde::Serialize>(client: &Client, message: &Message, body: &T) {
     let Some(reply) = &message.reply else { return };
     let body = serde_json::to_vec(body).expect("plain data serialises");
     if let Err(e) = client.publish(reply.clone(), body.into()).await {

@@ -145,8 +145,26 @@ impl World for Servers {
         broker::delete_former_consumers(&self.js, former).await.map(drop).map_err(failed("drop consumers"))
     }
 
-    async fn make_consumers(&self, agent: &AgentId, epoch: u64) -> Result<u64, WorldError> {
-        broker::ensure_source_consumers(&self.js, agent, epoch).await.map_err(failed("make consumers"))
+    async fn delete_consumers(
+        &self,
+        agent: &AgentId,
+        epoch: u64,
+        classes: &[Priority],
+    ) -> Result<(), WorldError> {
+        broker::delete_source_consumers(&self.js, agent, epoch, classes)
+            .await
+            .map_err(failed("drop consumers"))
+    }
+
+    async fn make_consumers(
+        &self,
+        agent: &AgentId,
+        epoch: u64,
+        classes: &[Priority],
+    ) -> Result<Option<u64>, WorldError> {
+        broker::ensure_source_consumers(&self.js, agent, epoch, classes)
+            .await
+            .map_err(failed("make consumers"))
     }
 
     async fn lane_message(&self, lane: Priority, sequence: u64) -> Result<Option<Bytes>, WorldError> {
@@ -156,6 +174,23 @@ impl World for Servers {
             Ok(message) => Ok(Some(message.payload)),
             Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(e) => Err(failed("read a lane message")(e)),
+        }
+    }
+
+    async fn holds(&self, class: Priority, target: &AgentId, message_id: &str) -> Result<bool, WorldError> {
+        let stream = self.js.get_stream_no_info(streams::inboxes(class)).await;
+        let stream = stream.map_err(failed("look up a stream"))?;
+        let subject = subjects::inbox(class, target);
+        let mut next = 1;
+        loop {
+            match stream.get_first_raw_message_by_subject(&subject, next).await {
+                Ok(m) if m.headers.get("Nats-Msg-Id").is_some_and(|id| id.as_str() == message_id) => {
+                    return Ok(true);
+                }
+                Ok(message) => next = message.sequence + 1,
+                Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => return Ok(false),
+                Err(e) => return Err(failed("read an inbox")(e)),
+            }
         }
     }
 

@@ -40,7 +40,7 @@ impl Home {
     pub(crate) fn complete(&mut self, source: AgentIx, priority: Priority, message: Delivered) {
         let Some(route) = subjects::route(&message.subject) else { return };
         let target = route.target.and_then(|t| self.governor.agent(t));
-        self.recovered.completions_unread = self.recovered.completions_unread.saturating_sub(1);
+        self.recovered.unread.read(priority);
         let credits = self.done_credits.entry((source, priority)).or_default();
         *credits = credits.saturating_sub(1);
         self.pull_done(source, priority);

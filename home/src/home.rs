@@ -255,6 +255,7 @@ impl Home {
                     self.number
                 )));
             }
+            Input::BulkReady { unread } => self.recovered.unread.bulk = Some(unread),
             Input::Deposed(why) => return Err(Over::Deposed(why)),
             Input::Published { handle, target, was_full } => self.published(handle, target, was_full),
             Input::InboxFull(target) => self.apply(Event::InboxFull { target }),
@@ -351,6 +352,6 @@ impl Home {
 
     /// Whether completions that waited for this home may still come. One that cannot be read holds nothing up for ever.
     pub(crate) fn has_unread_completions(&self) -> bool {
-        self.recovered.completions_unread > 0 && self.now.since(self.began) <= UNREAD_MAX
+        self.recovered.unread.is_left() && self.now.since(self.began) <= UNREAD_MAX
     }
 }

@@ -37,6 +37,11 @@ pub enum Input {
         /// Its receiver has it.
         confirmed: bool,
     },
+    /// The consumers of P1 to P3 are this home's: its take-over is complete.
+    BulkReady {
+        /// Messages with completions that wait there.
+        unread: u64,
+    },
     /// Another home has taken over; the text says who refused what.
     Deposed(String),
     /// A dead letter is stored; its inbox message may go.

@@ -19,6 +19,8 @@ const CLAIM_AGAIN: Duration = Duration::from_millis(200);
 /// Shards given away at once. A home goes on until it is its turn, so that each shard stands still for one take-over only and
 /// not for those of all others before it.
 const HAND_OVERS_MAX: usize = 3;
+/// The same while any of them is urgent: a take-over is work for broker and ledger, and two at once take twice as long each.
+const URGENT_HAND_OVERS_MAX: usize = 1;
 /// After so long without word of the heir's take-over the next shard is given away.
 const HAND_OVER_MAX: Duration = Duration::from_millis(500);
 
@@ -188,8 +190,18 @@ impl Ownership {
         shards.sort_by_key(urgent);
         self.handing_over.retain(|_, until| now < *until);
         let releasing = self.holds.iter().filter(|hold| **hold == Hold::Releasing).count();
-        // With nobody to take them there is nothing to wait for.
-        let at_once = if live.is_empty() { usize::from(SHARDS) } else { HAND_OVERS_MAX };
+        let is_mine = |shard: u8| assign(shard, live.iter().map(String::as_str)) == Some(self.name.as_str());
+        let leaves = |shard: u8| {
+            let hold = self.holds[usize::from(shard)];
+            let given = hold == Hold::Releasing || self.handing_over.contains_key(&shard);
+            given || (hold == Hold::Home && !is_mine(shard))
+        };
+        let at_once = match self.urgent.iter().any(|shard| leaves(*shard)) {
+            // With nobody to take them there is nothing to wait for.
+            _ if live.is_empty() => usize::from(SHARDS),
+            true => URGENT_HAND_OVERS_MAX,
+            false => HAND_OVERS_MAX,
+        };
         let mut turns = at_once.saturating_sub(releasing + self.handing_over.len());
         let mut actions = Vec::new();
         for shard in shards {
@@ -197,8 +209,7 @@ impl Ownership {
             // What this replica holds by name and not in fact nobody else may claim while it lives: it takes it up again, and
             // gives it away in its turn.
             let orphan = !deposed && !self.stopping;
-            let desired = assign(shard, live.iter().map(String::as_str));
-            let mine = desired == Some(self.name.as_str());
+            let mine = assign(shard, live.iter().map(String::as_str)) == Some(self.name.as_str());
             match self.holds[usize::from(shard)] {
                 Hold::Not if (mine || orphan) && self.may_claim(now, shard) => {
                     self.holds[usize::from(shard)] = Hold::Claiming;
@@ -388,6 +399,26 @@ mod tests {
             }
         }
         assert_eq!(a.next_actions(at(103)), []);
+    }
+
+    #[test]
+    fn urgent_shards_leave_one_after_the_other_before_the_rest() {
+        let mut a = Ownership::new("a", at(0));
+        for shard in claims(&a.next_actions(at(0))) {
+            a.on_home(shard, owned("a", 1));
+        }
+        let theirs: Vec<u8> = (0..SHARDS).filter(|s| assign(*s, ["a", "b"]) == Some("b")).collect();
+        let urgent = [theirs[5], theirs[9]];
+        a.set_urgent(urgent);
+        a.on_announced(at(100), "b", false);
+        for shard in urgent {
+            assert_eq!(a.next_actions(at(100)), [Action::Release { shard }]);
+            assert_eq!(a.next_actions(at(101)), [], "it is waited for alone");
+            a.on_ended(at(102), shard);
+            a.on_entry(shard, owned("", 2));
+            a.on_entry(shard, owned("b", 3));
+        }
+        assert_eq!(a.next_actions(at(103)).len(), HAND_OVERS_MAX);
     }
 
     #[test]

@@ -35,9 +35,34 @@ pub struct Recovered {
     /// Ends that were recorded and perhaps not told.
     pub(crate) ended: Vec<DecisionRow>,
     /// Completions that waited for this home and have not been read.
-    pub(crate) completions_unread: u64,
+    pub(crate) unread: Unread,
     /// The oldest block that was read.
     pub(crate) floor: Option<EntryId>,
+}
+
+/// Messages with completions that waited for a home and have not been read.
+#[derive(Debug, Default)]
+pub(crate) struct Unread {
+    /// Of P0.
+    pub(crate) urgent: u64,
+    /// Of the others; none where that is not known yet.
+    pub(crate) bulk: Option<u64>,
+}
+
+impl Unread {
+    /// One of this class has been read.
+    pub(crate) fn read(&mut self, class: Priority) {
+        if class == Priority::P0 {
+            self.urgent = self.urgent.saturating_sub(1);
+        } else if let Some(bulk) = &mut self.bulk {
+            *bulk = bulk.saturating_sub(1);
+        }
+    }
+
+    /// Whether there are more, as far as is known.
+    pub(crate) fn is_left(&self) -> bool {
+        self.urgent > 0 || self.bulk != Some(0)
+    }
 }
 
 impl Recovered {
@@ -67,6 +92,16 @@ impl Rebuilt {
             *instance == id.instance.0 && (*from..=*to).contains(&id.sequence)
         };
         self.state.seen.iter().any(covers)
+    }
+
+    /// Whether any slot of a decision waits for its end, as far as is recorded.
+    pub(crate) fn is_open(&self, row: &DecisionRow) -> bool {
+        let slots = row.first.slot..=row.first.slot.saturating_add(row.count.saturating_sub(1));
+        slots.into_iter().any(|slot| {
+            let upto = key(DispatchId { slot, ..row.first });
+            let from = (upto.0, upto.1, upto.2, 0);
+            self.opens.range(from..=upto).next_back().is_some_and(|(at, open)| open.is_open(slot - at.3))
+        })
     }
 
     /// Hands over what the rules are told.
@@ -161,12 +196,12 @@ fn close_slots(opens: &mut BTreeMap<(u64, u64, u16, u16), OpenState>, c: &Comple
         let upto = key(DispatchId { slot, ..c.first });
         let from = (upto.0, upto.1, upto.2, 0);
         let Some((at, open)) = opens.range_mut(from..=upto).next_back() else { continue };
-        let offset = usize::from(slot - at.3);
-        if offset >= usize::from(open.count) {
+        let offset = slot - at.3;
+        if offset >= open.count {
             continue;
         }
         open.ended.resize(usize::from(open.count).div_ceil(64), 0);
-        open.ended[offset / 64] |= 1 << (offset % 64);
+        open.ended[usize::from(offset) / 64] |= 1 << (offset % 64);
         let ended: u32 = open.ended.iter().map(|w| w.count_ones()).sum();
         if ended == u32::from(open.count) {
             let at = *at;

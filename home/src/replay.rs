@@ -1,6 +1,7 @@
 //! Replaying: what the former home recorded and perhaps did not publish goes out again.
 //!
-//! The rule it keeps: what a block records is replayed as recorded, under the same message ids, never decided again.
+//! The rule it keeps: what a block records is replayed as recorded, under the same message ids, never decided again; what
+//! has ended is not published again, however long ago the broker forgot its message id.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use governance::{DispatchId, Encoding, InstanceId, Priority};
 use protocol::audit::DecisionRow;
 use protocol::envelope::LaneEnvelope;
 use protocol::redis::EntryId;
+use protocol::streams::DUPLICATE_ASSUMED;
 use protocol::{AuditKey, inbox, json, subjects};
 
 use crate::out::Fence;
@@ -77,7 +79,10 @@ pub(crate) async fn replay<W: World>(
         }
     }
     for ((block, index), rows) in envelopes {
-        republish(r, block, index, &rows, &found, recovered).await?;
+        // A lane message with slots that wait for their quota stays for long after its first slots have run.
+        if rows.iter().any(|row| rebuilt.is_open(row)) {
+            republish(r, block, index, &rows, &found, recovered).await?;
+        }
     }
     Ok(())
 }
@@ -107,6 +112,13 @@ async fn republish<W: World>(
     recovered: &Recovered,
 ) -> Result<(), TakeoverError> {
     let Some(first) = rows.first() else { return Ok(()) };
+    let Ok(target) = governance::AgentId::new(&first.target) else { return Ok(()) };
+    let id = message_id(r.shard, block, index.into());
+    let is_old = r.world.now().since(first.decided) > DUPLICATE_ASSUMED;
+    if is_old && r.world.holds(first.class, &target, &id).await? {
+        tracing::debug!(id, "an inbox message is worked on");
+        return Ok(());
+    }
     let is_json =
         recovered.registrations.iter().any(|a| *a.agent == *first.target && a.encoding == Encoding::Json);
     let mut parcels = Vec::with_capacity(rows.len());
@@ -118,10 +130,8 @@ async fn republish<W: World>(
     }
     let payload: Bytes =
         if is_json { parcels.pop().unwrap_or_default().into() } else { inbox::write(&parcels).into() };
-    let Ok(target) = governance::AgentId::new(&first.target) else { return Ok(()) };
     let subject = subjects::inbox(first.class, &target);
     let fence = r.fences[usize::from(first.class.code())].clone();
-    let id = message_id(r.shard, block, index.into());
     match r.world.publish(subject, id.clone(), fence, payload).await? {
         Stored::New => tracing::debug!(id, "replayed an inbox message"),
         Stored::Already => tracing::debug!(id, "an inbox message was there already"),

@@ -29,6 +29,14 @@ pub(crate) struct OpenState {
     pub(crate) reply_token: String,
 }
 
+impl OpenState {
+    /// Whether a slot, counted from the run's first, has no end yet.
+    pub(crate) fn is_open(&self, offset: u16) -> bool {
+        let ended = self.ended.get(usize::from(offset) / 64).copied().unwrap_or(0);
+        offset < self.count && ended & 1 << (offset % 64) == 0
+    }
+}
+
 /// What a snapshot keeps of a shard.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct State {

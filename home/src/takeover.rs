@@ -1,7 +1,9 @@
-//! Taking over a shard: fence, marker, consumers, rebuild, replay, in this order. Pulling begins with the home.
+//! Taking over a shard: fence, marker, P0's consumers, rebuild, replay, in this order; then the home begins, and the consumers
+//! of the other priorities follow. Pulling begins with the home.
 //!
 //! Owns the order; the world does what is asked. The rule it keeps: when this returns, nothing that a former home still does
-//! can have an effect, and everything that it recorded is known or published.
+//! can have an effect, and everything that it recorded is known or published. What it still acknowledges by a consumer that
+//! is not moved yet it had recorded before the marker.
 
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use crate::home::Setup;
 use crate::input::Appended;
 use crate::meter::Meter;
 use crate::out::Fence;
-use crate::rebuild::{Recovered, rebuild};
+use crate::rebuild::{Recovered, Unread, rebuild};
 use crate::replay::{Replay, replay};
 
 /// Broker and audit ledger, as a take-over needs them. Each operation is tried until it is answered, or fails for good.
@@ -55,25 +57,42 @@ pub trait World: Sync {
     fn breakers(&self) -> impl Future<Output = Result<Vec<(String, Breaker)>, WorldError>> + Send;
     /// The agents that operators paused.
     fn paused(&self) -> impl Future<Output = Result<Vec<String>, WorldError>> + Send;
-    /// Deletes the lane and done consumers of agents of this shard that carry a lower epoch: what they held comes back, and
+    /// Deletes the lane and done consumers of a source and these classes under this epoch, where there are any: what they held comes back, and
     /// their acknowledgements meet nothing.
+    fn delete_consumers(
+        &self,
+        agent: &AgentId,
+        epoch: u64,
+        classes: &[Priority],
+    ) -> impl Future<Output = Result<(), WorldError>> + Send;
+    /// The same for all agents of this shard and every lower epoch: as dear as there are consumers, of whichever shard.
     fn delete_former_consumers(
         &self,
         shard: u8,
         epoch: u64,
     ) -> impl Future<Output = Result<(), WorldError>> + Send;
-    /// Makes the lane and done consumers of a source under this epoch; how many completions wait for it.
+    /// Makes the lane and done consumers of a source and these classes under this epoch; how many completions wait for it. None where consumers
+    /// of another epoch are still there.
     fn make_consumers(
         &self,
         agent: &AgentId,
         epoch: u64,
-    ) -> impl Future<Output = Result<u64, WorldError>> + Send;
+        classes: &[Priority],
+    ) -> impl Future<Output = Result<Option<u64>, WorldError>> + Send;
     /// A message of a lane stream, where it is still there.
     fn lane_message(
         &self,
         lane: Priority,
         sequence: u64,
     ) -> impl Future<Output = Result<Option<Bytes>, WorldError>> + Send;
+    /// Whether an inbox holds the message of this id: delivered or not, it is not acknowledged. Asked only about messages so
+    /// old that the broker may have forgotten their ids.
+    fn holds(
+        &self,
+        class: Priority,
+        target: &AgentId,
+        message_id: &str,
+    ) -> impl Future<Output = Result<bool, WorldError>> + Send;
     /// Publishes an inbox message under a message id.
     fn publish(
         &self,
@@ -130,6 +149,8 @@ pub struct Taking {
     pub shard: u8,
     /// The epoch that was claimed.
     pub epoch: u64,
+    /// The epoch that the shard's entry named before.
+    pub former: u64,
     /// The replica.
     pub replica: String,
     /// The rules.
@@ -140,14 +161,42 @@ pub struct Taking {
     pub meter: Arc<dyn Meter>,
 }
 
-/// The take-over in its order.
+/// The consumers that P0 waits for.
+const URGENT: &[Priority] = &[Priority::P0];
+/// The others.
+const BULK: &[Priority] = &[Priority::P1, Priority::P2, Priority::P3];
+
+/// What is left of a take-over when its home begins: the consumers of P1 to P3.
+#[derive(Debug)]
+pub struct Rest {
+    shard: u8,
+    former: u64,
+    epoch: u64,
+    agents: Vec<AgentId>,
+}
+
+impl Rest {
+    /// Moves these consumers; the home is to be told [`Input::BulkReady`](crate::Input::BulkReady) with how many completions
+    /// wait there, before it can be given any of their messages.
+    ///
+    /// # Errors
+    /// When the broker fails for good, or a later home is here.
+    pub async fn take<W: World>(self, world: &W) -> Result<u64, TakeoverError> {
+        move_consumers(world, self.shard, (self.former, self.epoch), &self.agents, BULK).await
+    }
+}
+
+/// The take-over in its order, up to where the home begins.
 ///
 /// # Errors
 /// When another replica was faster, or broker or ledger fail for good.
-pub async fn take_over<W: World>(world: &W, taking: Taking) -> Result<Setup, TakeoverError> {
-    let Taking { shard, epoch, replica, policy, key, meter } = taking;
+pub async fn take_over<W: World>(world: &W, taking: Taking) -> Result<(Setup, Rest), TakeoverError> {
+    let Taking { shard, epoch, former, replica, policy, key, meter } = taking;
+    let began = world.now();
     let fences = move_fences(world, shard, epoch).await?;
+    let fenced = world.now();
     let head = mark(world, shard, epoch, &replica, policy.version).await?;
+    let marked = world.now();
     let mut recovered = Recovered {
         registrations: world.registrations().await?,
         breakers: world.breakers().await?,
@@ -158,15 +207,21 @@ pub async fn take_over<W: World>(world: &W, taking: Taking) -> Result<Setup, Tak
     let own: Vec<AgentId> = own.filter_map(|r| AgentId::new(&r.agent).ok()).collect();
     // Both sides are fenced: what was recorded can be read while the consumers are made.
     let (unread, rebuilt, lanes_made) = futures::try_join!(
-        move_consumers(world, shard, epoch, &own),
+        move_consumers(world, shard, (former, epoch), &own, URGENT),
         rebuild(world, shard, &policy),
         async { Ok::<_, TakeoverError>(world.lanes_made().await?) },
     )?;
-    recovered.completions_unread = unread;
+    recovered.unread = Unread { urgent: unread, bulk: None };
+    let read = world.now();
     let r = Replay { world, shard, key: &key, lanes_made, fences: &fences };
     replay(&r, &rebuilt, &mut recovered).await?;
     rebuilt.recover(&mut recovered);
-    Ok(Setup { shard, epoch, replica, policy, key, head, fences, recovered, lanes_made, meter })
+    let (agents, end) = (own.len(), world.now());
+    let [fences_took, marker_took, reading_took, replay_took] =
+        [fenced.since(began), marked.since(fenced), read.since(marked), end.since(read)];
+    tracing::debug!(shard, agents, ?fences_took, ?marker_took, ?reading_took, ?replay_took, "taken over");
+    let setup = Setup { shard, epoch, replica, policy, key, head, fences, recovered, lanes_made, meter };
+    Ok((setup, Rest { shard, former, epoch, agents: own }))
 }
 
 /// Moves the fences: whatever a former home still publishes is refused from here on.
@@ -183,12 +238,31 @@ async fn move_fences<W: World>(world: &W, shard: u8, epoch: u64) -> Result<[Fenc
 async fn move_consumers<W: World>(
     world: &W,
     shard: u8,
-    epoch: u64,
+    (former, epoch): (u64, u64),
     agents: &[AgentId],
+    classes: &[Priority],
 ) -> Result<u64, TakeoverError> {
+    let moves = agents.iter().map(|agent| async move {
+        world.delete_consumers(agent, former, classes).await?;
+        world.make_consumers(agent, epoch, classes).await
+    });
+    let moved = futures::future::try_join_all(moves).await?;
+    let unread: u64 = moved.iter().flatten().sum();
+    let obstructed = agents.iter().zip(&moved).filter(|(_, made)| made.is_none());
+    let obstructed: Vec<&AgentId> = obstructed.map(|(agent, _)| agent).collect();
+    if obstructed.is_empty() {
+        return Ok(unread);
+    }
+    // The home before last was not followed by one that came this far.
     world.delete_former_consumers(shard, epoch).await?;
-    let made = agents.iter().map(|agent| world.make_consumers(agent, epoch));
-    Ok(futures::future::try_join_all(made).await?.into_iter().sum())
+    let moved =
+        futures::future::try_join_all(obstructed.iter().map(|a| world.make_consumers(a, epoch, classes)))
+            .await?;
+    let more = moved.into_iter().sum::<Option<u64>>();
+    let Some(more) = more else {
+        return Err(WorldError("a consumer of a later epoch is in the way".to_owned()).into());
+    };
+    Ok(unread + more)
 }
 
 /// Appends the take-over marker: from here on a former home's appends are refused.

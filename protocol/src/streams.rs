@@ -23,8 +23,12 @@ pub const PAYLOAD_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 16 * 1024;
 /// The bytes that the broker may keep of one stream. Far above what the bounds by subject allow in practice, and there
 /// so that a full disk is met by a refusal and not by a crash.
 pub const STREAM_BYTES_MAX: i64 = 16 << 30;
-/// How long the broker remembers message ids: longer than any retry of ours, short enough for a quick restart.
-pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+/// How long the broker remembers message ids: longer than any retry and any take-over of ours.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// For how long after its decision a message is taken to be remembered. What is older is not published again before the inbox
+/// was looked at, nor run before its home was asked, even where it is delivered for the first time. The rest of the window is
+/// what the clocks of two machines may differ by.
+pub const DUPLICATE_ASSUMED: Duration = Duration::from_secs(60);
 /// Consumers of one stream: four per agent at most, for ten thousand agents. The server's own default is 1,000.
 pub const CONSUMERS_MAX: i32 = 40_000;
 /// How long an instance may be silent about a message it holds before others get it: as long as it may miss heartbeats. It

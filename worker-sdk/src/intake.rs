@@ -11,10 +11,11 @@ use std::time::Duration;
 use async_nats::Subject;
 use broker::{Ended, Message, Pulled, Pump};
 use governance::Priority;
-use protocol::streams::{self, INBOX_ACK_WAIT};
+use protocol::streams::{self, DUPLICATE_ASSUMED, INBOX_ACK_WAIT};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::core::Core;
 use crate::held::Held;
 use crate::row::{self, Row};
@@ -244,7 +245,9 @@ impl Intake {
         self.core.holding.insert(key, Arc::clone(&held));
         let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
         let judged = Judged { class, held, rows, attempt };
-        if message.delivered > 1 {
+        let now = clock::now();
+        let is_old = |row: &Row| now.since(row.admitted) > DUPLICATE_ASSUMED;
+        if message.delivered > 1 || judged.rows.iter().any(is_old) {
             // It may have been run elsewhere, or have ended meanwhile: its home knows.
             self.core.supervisor.spawn(question(Arc::clone(&self.core), judged, self.judge.clone()));
         } else {
@@ -324,7 +327,7 @@ async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judge
                 Ok(answer) => break answer.open.into_iter().next().unwrap_or_default(),
                 Err(error) => tracing::debug!(source = %source, %error, "no home says what is open"),
             }
-            if run.iter().all(|row| crate::clock::until(row.deadline).is_zero()) {
+            if run.iter().all(|row| clock::until(row.deadline).is_zero()) {
                 break Vec::new();
             }
         };

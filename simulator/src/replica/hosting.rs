@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use governance::Priority;
 use home::ownership::Entry;
+use home::takeover::Rest;
 use home::{Delivered, Ended, Home, Input, Over, Setup, Side, Source};
 use protocol::control::Owner;
 use protocol::streams;
@@ -54,7 +55,13 @@ impl Pulls {
 
 impl Replica {
     /// A shard is taken over: its home begins.
-    pub(super) fn move_in(&mut self, ctx: &mut Ctx<'_>, shard: u8, setup: Setup, revision: u64) {
+    pub(super) fn move_in(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        shard: u8,
+        (setup, rest): (Setup, Rest),
+        revision: u64,
+    ) {
         let epoch = setup.epoch;
         let mut home = Home::new(setup);
         home.begin(ctx.now);
@@ -85,6 +92,17 @@ impl Replica {
             self.give(ctx, place, input);
         }
         self.drive(ctx, shard);
+        let servers =
+            taking::Servers { port: self.port.clone(), registrations: Vec::new(), breakers: Vec::new() };
+        self.start(ctx, place, async move {
+            Left::Input(
+                place,
+                match rest.take(&servers).await {
+                    Ok(unread) => Input::BulkReady { unread },
+                    Err(e) => Input::Deposed(e.to_string()),
+                },
+            )
+        });
     }
 
     /// Gives an input to a home, where it is still here.

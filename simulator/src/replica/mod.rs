@@ -284,6 +284,7 @@ impl Replica {
         let taking = home::takeover::Taking {
             shard,
             epoch: 0,
+            former: 0,
             replica: self.name.clone(),
             policy: Arc::clone(&self.policy),
             key: self.key.clone(),
@@ -298,8 +299,8 @@ impl Replica {
     /// What a task left when it ended.
     fn leave(&mut self, ctx: &mut Ctx<'_>, left: Option<Left>) {
         match left {
-            Some(Left::Claimed(shard, Claimed::Home(setup, revision))) => {
-                self.move_in(ctx, shard, *setup, revision);
+            Some(Left::Claimed(shard, Claimed::Home(taken, revision))) => {
+                self.move_in(ctx, shard, *taken, revision);
             }
             Some(Left::Claimed(shard, Claimed::Not(why))) => {
                 ctx.saw(Sight::NotTaken { shard, why });

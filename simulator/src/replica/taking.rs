@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use governance::{AgentId, Priority, Registration, Timestamp, shard_of};
 use home::ownership::{self, Entry};
-use home::takeover::{Stored, Taking, World, WorldError, take_over};
+use home::takeover::{Rest, Stored, Taking, World, WorldError, take_over};
 use home::{Appended, Fence, Setup};
 use protocol::control::{Breaker, Owner};
 use protocol::redis::{EntryId, Head};
@@ -49,7 +49,7 @@ fn unexpected<T>(what: &str, answer: &impl std::fmt::Debug) -> Result<T, WorldEr
 #[derive(Debug)]
 pub(super) enum Claimed {
     /// The shard is taken over; its entry has this revision.
-    Home(Box<Setup>, u64),
+    Home(Box<(Setup, Rest)>, u64),
     /// Another replica was faster, or a server failed: why.
     Not(String),
     /// The owner that seemed dead is announced.
@@ -73,17 +73,18 @@ pub(super) async fn claim(servers: Servers, owner: Entry, renewed: u64, taking: 
         }
     }
     match try_claim(&servers, &owner, taking).await {
-        Ok((setup, revision)) => Claimed::Home(Box::new(setup), revision),
+        Ok((taken, revision)) => Claimed::Home(Box::new(taken), revision),
         Err(why) => Claimed::Not(why),
     }
 }
 
-async fn try_claim(servers: &Servers, owner: &Entry, taking: Taking) -> Result<(Setup, u64), String> {
+async fn try_claim(servers: &Servers, owner: &Entry, taking: Taking) -> Result<((Setup, Rest), u64), String> {
     let shard = taking.shard;
     let ledger = servers.head(shard).await.map_err(|e| e.to_string())?.id.epoch;
     let fence = servers.fence_epoch(shard).await.map_err(|e| e.to_string())?;
     let revision = owner.revision;
     let epoch = ownership::next_epoch(revision, owner.epoch, ledger, fence);
+    let former = owner.epoch;
     let owner = Owner { replica: taking.replica.clone(), epoch, ready: false };
     let value: Bytes = serde_json::to_vec(&owner).expect("plain data serialises").into();
     let (bucket, key) = (streams::OWNERS_BUCKET, shard.to_string());
@@ -93,8 +94,8 @@ async fn try_claim(servers: &Servers, owner: &Entry, taking: Taking) -> Result<(
         Ok(_) => return Err("another replica was faster".to_owned()),
         Err(Lost) => return Err("the claim was not confirmed".to_owned()),
     };
-    let setup = take_over(servers, Taking { epoch, ..taking }).await.map_err(|e| e.to_string())?;
-    Ok((setup, revision))
+    let taken = take_over(servers, Taking { epoch, former, ..taking }).await.map_err(|e| e.to_string())?;
+    Ok((taken, revision))
 }
 
 impl Servers {
@@ -114,7 +115,8 @@ impl Servers {
         }
     }
 
-    async fn make_consumer(&self, stream: String, name: String, filter: String) -> Result<(), WorldError> {
+    /// Whether it is made: none where another consumer of the same subjects is there.
+    async fn make_consumer(&self, stream: String, name: String, filter: String) -> Result<bool, WorldError> {
         let config = ConsumerConfig {
             name,
             filter,
@@ -122,7 +124,8 @@ impl Servers {
             ack_pending_max: streams::LANE_ACK_PENDING_MAX as usize,
         };
         match self.ask("make a consumer", |token| Op::MakeConsumer { token, stream, config }).await? {
-            Answer::Done { .. } => Ok(()),
+            Answer::Done { .. } => Ok(true),
+            Answer::Refused(_) => Ok(false),
             other => unexpected("make a consumer", &other),
         }
     }
@@ -229,20 +232,44 @@ impl World for Servers {
         Ok(())
     }
 
-    async fn make_consumers(&self, agent: &AgentId, epoch: u64) -> Result<u64, WorldError> {
+    async fn delete_consumers(
+        &self,
+        agent: &AgentId,
+        epoch: u64,
+        classes: &[Priority],
+    ) -> Result<(), WorldError> {
+        for p in classes.iter().copied() {
+            let lane = (streams::lanes(p), streams::lane_consumer(agent, epoch));
+            let done = (streams::DONE.to_owned(), streams::done_consumer(p, agent, epoch));
+            for (stream, name) in [lane, done] {
+                self.ask("drop a consumer", |token| Op::DeleteConsumer { token, stream, name }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make_consumers(
+        &self,
+        agent: &AgentId,
+        epoch: u64,
+        classes: &[Priority],
+    ) -> Result<Option<u64>, WorldError> {
         let mut unread = 0;
-        for p in Priority::ALL.iter().copied() {
+        for p in classes.iter().copied() {
             let lane = streams::lane_consumer(agent, epoch);
-            self.make_consumer(streams::lanes(p), lane, subjects::lane_filter(p, agent)).await?;
             let done = streams::done_consumer(p, agent, epoch);
-            self.make_consumer(streams::DONE.to_owned(), done.clone(), subjects::done_filter(p, agent))
-                .await?;
-            let waiting = |token| Op::Waiting { token, stream: streams::DONE.to_owned(), consumer: done };
+            let (completions, filter) = (streams::DONE.to_owned(), subjects::done_filter(p, agent));
+            let made = self.make_consumer(streams::lanes(p), lane, subjects::lane_filter(p, agent)).await?
+                && self.make_consumer(completions.clone(), done.clone(), filter).await?;
+            if !made {
+                return Ok(None);
+            }
+            let waiting = |token| Op::Waiting { token, stream: completions, consumer: done };
             if let Answer::Count(count) = self.ask("count completions", waiting).await? {
                 unread += count;
             }
         }
-        Ok(unread)
+        Ok(Some(unread))
     }
 
     async fn lane_message(&self, lane: Priority, sequence: u64) -> Result<Option<Bytes>, WorldError> {
@@ -251,6 +278,11 @@ impl World for Servers {
             Answer::Message(message) => Ok(message.map(|m| m.payload)),
             other => unexpected("read a lane message", &other),
         }
+    }
+
+    async fn holds(&self, _: Priority, _: &AgentId, _: &str) -> Result<bool, WorldError> {
+        // The modelled broker forgets a message id later than any run that replays it ends.
+        Ok(false)
     }
 
     async fn publish(
