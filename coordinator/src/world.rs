@@ -167,13 +167,20 @@ impl World for Servers {
             .map_err(failed("make consumers"))
     }
 
-    async fn lane_message(&self, lane: Priority, sequence: u64) -> Result<Option<Bytes>, WorldError> {
+    async fn lane_message(
+        &self,
+        lane: Priority,
+        source: &AgentId,
+        from: u64,
+    ) -> Result<Option<(u64, Bytes)>, WorldError> {
         let stream =
             self.js.get_stream_no_info(streams::lanes(lane)).await.map_err(failed("look up a stream"))?;
-        match stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(message.payload)),
+        let message =
+            stream.get_first_raw_message_by_subject(&subjects::lane_filter(lane, source), from).await;
+        match message {
+            Ok(message) => Ok(Some((message.sequence, message.payload))),
             Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(e) => Err(failed("read a lane message")(e)),
+            Err(e) => Err(failed("read a lane")(e)),
         }
     }
 

@@ -3,12 +3,12 @@
 //! The rule it keeps: what a block records is replayed as recorded, under the same message ids, never decided again; what
 //! has ended is not published again, however long ago the broker forgot its message id.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use governance::{DispatchId, Encoding, InstanceId, Priority};
+use governance::{AgentId, DispatchId, Encoding, InstanceId, Priority};
 use protocol::audit::DecisionRow;
 use protocol::envelope::LaneEnvelope;
 use protocol::redis::EntryId;
@@ -21,7 +21,7 @@ use crate::rebuild::{Rebuilt, Recovered};
 use crate::settle::message_id;
 use crate::takeover::{Stored, TakeoverError, World};
 
-/// Messages looked up at the broker at once while replaying.
+/// Lanes looked through at the broker at once while replaying.
 const LOOKUPS: usize = 64;
 
 /// Everything that replaying needs.
@@ -41,16 +41,16 @@ pub(crate) async fn replay<W: World>(
     recovered: &mut Recovered,
 ) -> Result<(), TakeoverError> {
     let rows = &rebuilt.rows;
-    let mut wanted: Vec<(Priority, u64, Arc<str>)> =
-        rows.iter().map(|(_, row)| (row.lane, row.lane_sequence, Arc::clone(&row.source))).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let found: HashMap<(Priority, u64), Bytes> = futures::stream::iter(wanted)
-        .map(|(lane, sequence, source)| lane_message(r, lane, sequence, source))
+    let mut wanted: BTreeMap<(Priority, Arc<str>), BTreeSet<u64>> = BTreeMap::new();
+    for (_, row) in rows {
+        wanted.entry((row.lane, Arc::clone(&row.source))).or_default().insert(row.lane_sequence);
+    }
+    let found: Vec<Vec<Found>> = futures::stream::iter(wanted)
+        .map(|((lane, source), sequences)| lane_messages(r, lane, source, sequences))
         .buffer_unordered(LOOKUPS)
-        .try_filter_map(|found| std::future::ready(Ok(found)))
         .try_collect()
         .await?;
+    let found: HashMap<(Priority, u64), Bytes> = found.into_iter().flatten().collect();
     let mut envelopes: BTreeMap<(EntryId, u16), Vec<&DecisionRow>> = BTreeMap::new();
     for (block, row) in rows {
         if !found.contains_key(&(row.lane, row.lane_sequence)) {
@@ -87,20 +87,33 @@ pub(crate) async fn replay<W: World>(
     Ok(())
 }
 
-async fn lane_message<W: World>(
+/// A lane message that is still there.
+type Found = ((Priority, u64), Bytes);
+
+/// Those of these messages that are still in a lane. What is gone costs no question: of seconds of work a few are left.
+async fn lane_messages<W: World>(
     r: &Replay<'_, W>,
     lane: Priority,
-    sequence: u64,
     source: Arc<str>,
-) -> Result<Option<((Priority, u64), Bytes)>, TakeoverError> {
-    let Some(payload) = r.world.lane_message(lane, sequence).await? else { return Ok(None) };
-    let bytes = if json::is_json(&payload) {
-        let instance = derived_instance(&source, lane, r.lanes_made);
-        json::to_lane(&payload, instance, sequence).unwrap_or_default().into()
-    } else {
-        payload
-    };
-    Ok(Some(((lane, sequence), bytes)))
+    sequences: BTreeSet<u64>,
+) -> Result<Vec<Found>, TakeoverError> {
+    let mut found = Vec::new();
+    let Ok(agent) = AgentId::new(&source) else { return Ok(found) };
+    let mut next = sequences.first().copied();
+    while let Some(from) = next {
+        let Some((sequence, payload)) = r.world.lane_message(lane, &agent, from).await? else { break };
+        if sequences.contains(&sequence) {
+            let bytes = if json::is_json(&payload) {
+                let instance = derived_instance(&source, lane, r.lanes_made);
+                json::to_lane(&payload, instance, sequence).unwrap_or_default().into()
+            } else {
+                payload
+            };
+            found.push(((lane, sequence), bytes));
+        }
+        next = sequences.range(sequence + 1..).next().copied();
+    }
+    Ok(found)
 }
 
 async fn republish<W: World>(
@@ -112,7 +125,7 @@ async fn republish<W: World>(
     recovered: &Recovered,
 ) -> Result<(), TakeoverError> {
     let Some(first) = rows.first() else { return Ok(()) };
-    let Ok(target) = governance::AgentId::new(&first.target) else { return Ok(()) };
+    let Ok(target) = AgentId::new(&first.target) else { return Ok(()) };
     let id = message_id(r.shard, block, index.into());
     let is_old = r.world.now().since(first.decided) > DUPLICATE_ASSUMED;
     if is_old && r.world.holds(first.class, &target, &id).await? {

@@ -79,12 +79,13 @@ pub trait World: Sync {
         epoch: u64,
         classes: &[Priority],
     ) -> impl Future<Output = Result<Option<u64>, WorldError>> + Send;
-    /// A message of a lane stream, where it is still there.
+    /// The first message from a stream sequence on that is still in a source's lane, with its sequence.
     fn lane_message(
         &self,
         lane: Priority,
-        sequence: u64,
-    ) -> impl Future<Output = Result<Option<Bytes>, WorldError>> + Send;
+        source: &AgentId,
+        from: u64,
+    ) -> impl Future<Output = Result<Option<(u64, Bytes)>, WorldError>> + Send;
     /// Whether an inbox holds the message of this id: delivered or not, it is not acknowledged. Asked only about messages so
     /// old that the broker may have forgotten their ids.
     fn holds(

@@ -65,8 +65,8 @@ pub enum Op {
     Waiting { token: u64, stream: String, consumer: String },
     /// Drop all messages of a subject but the last.
     Purge { token: u64, subject: String },
-    /// Read one message of a stream.
-    Message { token: u64, stream: String, sequence: u64 },
+    /// Read the first message from a sequence on that a filter lets through.
+    Next { token: u64, stream: String, filter: String, from: u64 },
     /// Read the last message of a subject.
     Last { token: u64, subject: String },
     /// Store an entry; with a revision only where that is the last one.
@@ -256,8 +256,8 @@ impl Broker {
                 self.stream_of(&subject).keep_last(&subject);
                 self.answer(by, token, Answer::Done { revision: 0 });
             }
-            Op::Message { token, stream, sequence } => {
-                let message = self.stream(&stream).message(sequence).cloned();
+            Op::Next { token, stream, filter, from } => {
+                let message = self.stream(&stream).next_of(&filter, from).cloned();
                 self.answer(by, token, Answer::Message(message));
             }
             Op::Last { token, subject } => {

@@ -96,6 +96,12 @@ impl Stream {
         self.messages.get(&sequence)
     }
 
+    /// The first message from a sequence on that a filter lets through.
+    pub(super) fn next_of(&self, filter: &str, from: u64) -> Option<&Stored> {
+        let sequence = self.by_filter.get(filter)?.range(from..).next()?;
+        self.messages.get(sequence)
+    }
+
     /// All messages, the oldest first.
     pub fn messages(&self) -> impl Iterator<Item = &Stored> {
         self.messages.values()

@@ -272,11 +272,16 @@ impl World for Servers {
         Ok(Some(unread))
     }
 
-    async fn lane_message(&self, lane: Priority, sequence: u64) -> Result<Option<Bytes>, WorldError> {
-        let op = |token| Op::Message { token, stream: streams::lanes(lane), sequence };
-        match self.ask("read a lane message", op).await? {
-            Answer::Message(message) => Ok(message.map(|m| m.payload)),
-            other => unexpected("read a lane message", &other),
+    async fn lane_message(
+        &self,
+        lane: Priority,
+        source: &AgentId,
+        from: u64,
+    ) -> Result<Option<(u64, Bytes)>, WorldError> {
+        let (stream, filter) = (streams::lanes(lane), subjects::lane_filter(lane, source));
+        match self.ask("read a lane", |token| Op::Next { token, stream, filter, from }).await? {
+            Answer::Message(message) => Ok(message.map(|m| (m.sequence, m.payload))),
+            other => unexpected("read a lane", &other),
         }
     }
 
