@@ -23,6 +23,7 @@ run_test() {
     stage system "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 -- \
       env RUST_TEST_THREADS=8 cargo test -p mesh-tests --release --locked --no-fail-fast || true
     stage simulate "$logs" "$ROOT/target/release/simulator" --seed 1 --seeds 200 || true
+    stage sawtooth "$logs" "$ROOT/target/release/simulator" --scene sawtooth --faults none --seed 1 --seeds 10 || true
     # The way of a dispatch, and what is lost or stands still. Not all of them: in a cluster each consumer is a group of its own
     # that elects and beats, and the agents of all tests together are more than three nodes on one small machine hold.
     stage cluster "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 --nats-nodes 3 -- \

@@ -14,7 +14,7 @@ use crate::process::{Ctx, Doing, Heard, Wake};
 use crate::{postgres, redis};
 
 /// The pause between two batches.
-const PACE: Duration = Duration::from_millis(200);
+pub const PACE: Duration = Duration::from_millis(200);
 /// How long a server may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Blocks of one transaction.
@@ -44,24 +44,25 @@ pub struct Archiver {
     shard: u8,
     stage: Stage,
     token: u64,
-}
-
-impl Default for Archiver {
-    fn default() -> Self {
-        Self { shard: 0, stage: Stage::Rest, token: 0 }
-    }
+    pace: Duration,
 }
 
 impl Archiver {
+    /// An archiver that rests so long between two rounds.
+    #[must_use]
+    pub const fn new(pace: Duration) -> Self {
+        Self { shard: 0, stage: Stage::Rest, token: 0, pace }
+    }
+
     /// Handles what reached it.
     pub fn on(&mut self, ctx: &mut Ctx<'_>, heard: Heard) {
         match heard {
-            Heard::Wake(Wake::Start) => ctx.after(PACE, Wake::Look),
+            Heard::Wake(Wake::Start) => ctx.after(self.pace, Wake::Look),
             Heard::Wake(Wake::Look) => self.begin(ctx),
             // A server does not answer: the shard is looked at again from its cursor.
             Heard::Wake(Wake::Overdue(token)) if token == self.token && self.stage != Stage::Rest => {
                 self.stage = Stage::Rest;
-                ctx.after(PACE, Wake::Look);
+                ctx.after(self.pace, Wake::Look);
             }
             Heard::Redis(token, answer) if token == self.token => self.on_redis(ctx, answer),
             Heard::Postgres(token, answer) if token == self.token => self.on_postgres(ctx, &answer),
@@ -87,7 +88,7 @@ impl Archiver {
         self.shard = (self.shard + 1) % SHARDS;
         self.stage = Stage::Rest;
         if self.shard == 0 {
-            return ctx.after(PACE, Wake::Look);
+            return ctx.after(self.pace, Wake::Look);
         }
         self.begin(ctx);
     }

@@ -32,6 +32,10 @@ pub enum Part {
     Slow,
     /// Nobody declares it.
     Vault,
+    /// Sends a load that climbs and falls.
+    Wave,
+    /// Answers it, with as many instances as the mesh wants.
+    Pool,
 }
 
 /// One agent.
@@ -47,6 +51,8 @@ pub struct Member {
     pub instances: u16,
     /// Nanoseconds between two envelopes of one of its instances; zero for none.
     pub sends_each: u64,
+    /// How long its load climbs before it falls again; none for a steady one.
+    pub tooth: Option<Duration>,
 }
 
 /// All agents of a run, and the rules they run under.
@@ -134,7 +140,9 @@ fn rules(part: Part, random: &mut Random) -> AgentPolicy {
             rules.max_rate = rate(random.between(4, 10), random.between(1, 2));
             rules.quota = rate(10, 1);
         }
-        Part::Host | Part::Desk | Part::Flaky | Part::Slow | Part::Vault => rules.quota = rate(20, 4),
+        Part::Host | Part::Desk | Part::Flaky | Part::Slow | Part::Vault | Part::Wave | Part::Pool => {
+            rules.quota = rate(20, 4)
+        }
     }
     rules
 }
@@ -148,7 +156,9 @@ fn member(part: Part, id: &AgentId, names: &[(Part, AgentId)], random: &mut Rand
         Part::Gate => named(&[Part::Host]),
         Part::Bot => named(&[Part::Desk, Part::Crm, Part::Flaky, Part::Slow]),
         Part::Desk => named(&[Part::Crm]),
-        Part::Host | Part::Crm | Part::Flaky | Part::Slow | Part::Vault => Vec::new(),
+        Part::Host | Part::Crm | Part::Flaky | Part::Slow | Part::Vault | Part::Wave | Part::Pool => {
+            Vec::new()
+        }
     };
     let fallbacks = if part == Part::Flaky && random.happens(5_000) {
         BTreeMap::from([(CAPABILITY.to_owned(), Fallback::Static("\"later\"".to_owned()))])
@@ -171,8 +181,8 @@ fn member(part: Part, id: &AgentId, names: &[(Part, AgentId)], random: &mut Rand
         Part::Gate => 400_000_000,
         Part::Bot => random.between(120, 360) * 1_000_000,
         Part::Desk => 1_500_000_000,
-        Part::Host | Part::Crm | Part::Flaky | Part::Slow | Part::Vault => 0,
+        Part::Host | Part::Crm | Part::Flaky | Part::Slow | Part::Vault | Part::Wave | Part::Pool => 0,
     };
     let instances = if matches!(part, Part::Vault | Part::Host) { 1 } else { random.between(1, 2) as u16 };
-    Member { part, id: id.clone(), registration, instances, sends_each }
+    Member { part, id: id.clone(), registration, instances, sends_each, tooth: None }
 }

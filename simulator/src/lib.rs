@@ -26,9 +26,10 @@ pub mod process;
 pub mod random;
 pub mod redis;
 pub mod replica;
+mod sawtooth;
 mod strikes;
 mod wire;
 pub mod world;
 
 pub use faults::Faults;
-pub use world::{Report, Settings, run};
+pub use world::{Report, Scene, Settings, run};

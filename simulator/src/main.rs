@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Parser;
-use simulator::{Faults, Report, Settings, run, world};
+use clap::{Parser, ValueEnum};
+use simulator::{Faults, Report, Scene, Settings, run};
 
 /// Runs the real homes and rules in a modelled world with faults, and judges what they do.
 #[derive(Debug, Parser)]
@@ -22,9 +22,13 @@ struct Args {
     /// As many seeds as this time allows, in seconds, instead of a number of them.
     #[arg(long, conflicts_with = "seeds")]
     seconds: Option<u64>,
-    /// For how many steps there are load and faults; what is under way then is followed to its end.
-    #[arg(long, default_value_t = world::STEPS)]
-    steps: u64,
+    /// For how many steps there are load and faults; what is under way then is followed to its end [default: as the scene is
+    /// long].
+    #[arg(long)]
+    steps: Option<u64>,
+    /// What is played.
+    #[arg(long, value_enum, default_value_t)]
+    scene: Scene,
     /// Which faults: all, none, or some of crash,stop,pause,partition,skew,broker,redis,acks,slow,agents,archive,ambush.
     #[arg(long, default_value = "all")]
     faults: Faults,
@@ -44,7 +48,9 @@ fn main() -> anyhow::Result<ExitCode> {
         let seed = args.seed + seeds;
         seeds += 1;
         let log = args.log.is_some() && is_alone(&args);
-        let settings = Settings { seed, steps: args.steps, faults: args.faults.clone(), log };
+        let (scene, faults) = (args.scene, args.faults.clone());
+        let settings =
+            Settings { seed, steps: args.steps.unwrap_or_else(|| scene.steps()), faults, log, scene };
         let report = run(settings.clone());
         steps += report.steps;
         longest = longest.max(report.longest_urgent_wait);
@@ -87,8 +93,11 @@ fn tell_failure(args: &Args, settings: &Settings, report: &Report, why: &str) ->
     println!("  {why}");
     println!("see it again with:");
     println!(
-        "  cargo run -p simulator -- --seed {} --steps {} --faults {} --log events.jsonl",
-        settings.seed, settings.steps, settings.faults
+        "  cargo run -p simulator -- --seed {} --steps {} --faults {} --scene {} --log events.jsonl",
+        settings.seed,
+        settings.steps,
+        settings.faults,
+        settings.scene.to_possible_value().map_or_else(String::new, |scene| scene.get_name().to_owned())
     );
     println!("  mesh replay events.jsonl");
     if let Some(path) = args.log.as_ref().filter(|_| !is_alone(args)) {

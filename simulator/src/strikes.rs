@@ -55,6 +55,8 @@ pub(crate) enum Strike {
     Mood(usize, bool),
     /// A coordinator is lain in wait for.
     Ambush,
+    /// The actuator looks at what is wanted.
+    Actuate,
 }
 
 impl World {
@@ -76,7 +78,7 @@ impl World {
     }
 
     pub(crate) fn strike(&mut self, strike: Strike) {
-        if strike != Strike::Next {
+        if !matches!(strike, Strike::Next | Strike::Actuate) {
             self.note(&"fault", "strikes", || format!("{strike:?}"));
         }
         match strike {
@@ -111,6 +113,7 @@ impl World {
             }
             Strike::Mood(member, bad) => self.set_mood(member, bad),
             Strike::Ambush => self.lie_in_wait(),
+            Strike::Actuate => self.actuate(),
         }
         self.look_at_replicas();
     }
@@ -209,6 +212,9 @@ impl World {
                 let bad: Vec<usize> = (0..self.cast.members.len())
                     .filter(|m| matches!(self.cast.members[*m].part, Part::Flaky | Part::Slow | Part::Desk))
                     .collect();
+                if bad.is_empty() {
+                    return;
+                }
                 let member = *self.streams.faults.pick(&bad);
                 self.strike(Strike::Mood(member, true));
                 let after = self.between(1_000, 5_000);
@@ -247,7 +253,7 @@ impl World {
         process.backlog.clear();
         process.body = Some(match who {
             Who::Replica(n) => Body::Replica(Box::new(Replica::new(format!("replica-{n}"), &self.cast))),
-            Who::Archiver(_) => Body::Archiver(Archiver::default()),
+            Who::Archiver(_) => Body::Archiver(Archiver::new(self.settings.scene.archiver_pace())),
             Who::Instance(_) => {
                 let member = &self.cast.members[process.member];
                 Body::Instance(Box::new(Instance::new(member, targets, &mut process.random, load_until)))

@@ -10,7 +10,7 @@ use governance::Timestamp;
 use protocol::streams;
 
 use crate::ambush::Ambush;
-use crate::archiver::Archiver;
+use crate::archiver::{self, Archiver};
 use crate::broker::{self, Broker, ConsumerConfig, Timer};
 use crate::cast::{Cast, Part};
 use crate::faults::{Fault, Faults};
@@ -58,6 +58,37 @@ pub struct Settings {
     pub faults: Faults,
     /// Whether the event log is kept.
     pub log: bool,
+    /// What is played.
+    pub scene: Scene,
+}
+
+/// What is played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Scene {
+    /// Everything at once, some ten seconds of it.
+    #[default]
+    Market,
+    /// A load that climbs and falls for minutes, and an agent that is scaled for it.
+    Sawtooth,
+}
+
+impl Scene {
+    /// The steps of a run of full length.
+    #[must_use]
+    pub const fn steps(self) -> u64 {
+        match self {
+            Self::Market => STEPS,
+            Self::Sawtooth => 400_000,
+        }
+    }
+
+    /// How long archivers rest between two rounds: in a long scene, so long that it is not made of their rounds.
+    pub(crate) const fn archiver_pace(self) -> Duration {
+        match self {
+            Self::Market => archiver::PACE,
+            Self::Sawtooth => Duration::from_secs(10),
+        }
+    }
 }
 
 /// What came of a run.
@@ -157,11 +188,12 @@ pub fn run(settings: Settings) -> Report {
             }
         }
     }
-    let full = world.settings.steps >= STEPS;
+    let scene = world.settings.scene;
+    let full = world.settings.steps >= scene.steps();
     if world.oracle.broken().is_none() {
         world.oracle.finish(world.now);
     }
-    let vacuous = if full { world.oracle.vacuous() } else { Vec::new() };
+    let vacuous = if full { world.oracle.vacuous(scene) } else { Vec::new() };
     let broken = world.oracle.broken().map(str::to_owned);
     let broken =
         broken.or_else(|| (!vacuous.is_empty()).then(|| format!("too little was compared: {vacuous:?}")));
@@ -182,7 +214,10 @@ pub fn run(settings: Settings) -> Report {
 impl World {
     fn new(settings: Settings) -> Self {
         let mut streams = Streams::new(settings.seed);
-        let cast = Cast::new(&mut streams.cast);
+        let cast = match settings.scene {
+            Scene::Market => Cast::new(&mut streams.cast),
+            Scene::Sawtooth => Cast::sawtooth(&mut streams.cast),
+        };
         let mut processes = BTreeMap::new();
         let mut add = |who: Who, member: usize, mood: Mood, skew: i64| {
             let random = Random::new(settings.seed, 1_000 + processes.len() as u64);
@@ -247,12 +282,13 @@ impl World {
         }
         drop(self.broker.take());
         let all: Vec<Who> = self.processes.keys().copied().collect();
-        for who in all {
+        for who in all.into_iter().filter(|who| !self.is_spare(*who)).collect::<Vec<_>>() {
             let at = self.now.after(Duration::from_micros(self.streams.processes.between(0, 200_000)));
             self.plan(at, Happening::Strikes(Strike::Start(who)));
         }
         self.plan_next_strike();
         self.plan_next_ambush();
+        self.plan_next_actuation();
     }
 
     /// Plans something.
@@ -415,9 +451,10 @@ impl World {
 pub(crate) const fn calm_mood(part: Part) -> Mood {
     let takes = match part {
         Part::Host => 10_000_000,
-        Part::Desk | Part::Vault | Part::Gate | Part::Bot => 30_000_000,
+        Part::Desk | Part::Vault | Part::Gate | Part::Bot | Part::Wave => 30_000_000,
         Part::Crm | Part::Flaky => 60_000_000,
         Part::Slow => 200_000_000,
+        Part::Pool => 400_000_000,
     };
     Mood { fails: 0, takes, hangs: 0 }
 }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub stack: PathBuf,
     /// The HTTP addresses of the coordinators, `host:port`.
     pub coordinators: Vec<String>,
+    /// How many copies the broker keeps of each stream.
+    pub stream_replicas: usize,
 }
 
 impl Settings {
@@ -37,6 +39,7 @@ impl Settings {
                 .split(',')
                 .map(|url| url.trim_start_matches("http://").trim_end_matches('/').to_owned())
                 .collect(),
+            stream_replicas: variable("MESH_STREAM_REPLICAS").parse().expect("a number of copies"),
         }
     }
 }

@@ -108,6 +108,12 @@ impl Instance {
         self.load_until = governance::Timestamp::ZERO;
     }
 
+    /// Whether it finishes what it has and takes nothing more.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// The number it drew.
     #[must_use]
     pub const fn id(&self) -> InstanceId {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use governance::{AgentId, Kind, Priority};
+use governance::{AgentId, Kind, Priority, Timestamp};
 use protocol::envelope::{self, Outgoing};
 use protocol::subjects;
 
@@ -13,6 +13,7 @@ use crate::broker::Op;
 use crate::cast::{CAPABILITY, Part, TOPIC};
 use crate::oracle::{Sent, Sight};
 use crate::process::{Ctx, Wake};
+use crate::sawtooth::LOWEST;
 
 /// Dispatches of one envelope.
 const DISPATCHES_MAX: u64 = 4;
@@ -61,18 +62,28 @@ impl Instance {
         if ctx.now >= self.load_until {
             return self.end_if_drained(ctx);
         }
-        let next = ctx.random.around(self.member.sends_each);
+        let next = ctx.random.around(self.pause(ctx.now));
         ctx.after(Duration::from_nanos(next), Wake::Load);
         if self.sender.envelopes.len() < UNDER_WAY_MAX {
             self.compose(ctx);
         }
     }
 
+    /// The time to the next envelope: of a sawtooth the shorter, the longer its load has climbed.
+    fn pause(&self, now: Timestamp) -> u64 {
+        let each = self.member.sends_each;
+        let Some(tooth) = self.member.tooth else { return each };
+        let (tooth, highest) = (tooth.as_nanos() as u64, LOWEST);
+        let climbed = (now.0 % tooth) * (highest - 1) / tooth + 1;
+        each * highest / climbed
+    }
+
     /// Puts an envelope together: as its agent's part wants it, and now and then as nobody may.
     fn compose(&mut self, ctx: &mut Ctx<'_>) {
         let is_gate = self.member.part == Part::Gate;
         let named = |target: &str| Some(AgentId::new(target).expect("a good name"));
-        let topic = !is_gate && ctx.random.happens(500);
+        let is_wave = self.member.part == Part::Wave;
+        let topic = !is_gate && !is_wave && ctx.random.happens(500);
         let target = if topic {
             None
         } else if is_gate {
@@ -85,12 +96,15 @@ impl Instance {
         let class = match (is_gate, self.member.part) {
             (true, _) => Priority::P0,
             (false, Part::Desk) => Priority::P1,
+            (false, Part::Wave) => Priority::P2,
             (false, _) => {
                 *ctx.random.pick(&[Priority::P1, Priority::P2, Priority::P2, Priority::P3, Priority::P0])
             }
         };
         let kind = if topic || ctx.random.happens(2_500) && !is_gate { Kind::Event } else { Kind::Request };
         let budget = match kind {
+            // What is measured there is how many instances answer, and not how many callers give up.
+            _ if is_wave => Duration::from_secs(100),
             Kind::Event => Duration::from_millis(ctx.random.between(8_000, 40_000)),
             Kind::Request | Kind::Response | Kind::Error => {
                 Duration::from_millis(ctx.random.between(1_500, 20_000))

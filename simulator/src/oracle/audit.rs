@@ -142,8 +142,10 @@ impl Oracle {
     /// A breaker is decided about in its target's shard, and each change follows the one before; only across a take-over may
     /// the state be older, as the former home's last word may not have been stored.
     fn on_note(&mut self, (shard, id): (u8, EntryId), note: &Note) {
-        if &*note.kind != "breaker" {
-            return;
+        match &*note.kind {
+            "breaker" => {}
+            "scale" => return self.on_scale(note),
+            _ => return,
         }
         self.count("breaker changes");
         let agent = note.agent.to_string();

@@ -8,6 +8,7 @@ mod audit;
 mod end;
 mod rates;
 mod runs;
+mod scaling;
 mod waits;
 mod wire;
 
@@ -20,6 +21,7 @@ use protocol::redis::EntryId;
 use crate::cast::Cast;
 use crate::model::Model;
 use crate::net::{Actor, Who};
+use crate::world::Scene;
 use crate::{broker, postgres, redis};
 
 pub use waits::Disturbance;
@@ -79,6 +81,15 @@ const MINIMUM: [(&str, u64); 8] = [
     ("archived blocks", 50),
 ];
 
+/// The same of a sawtooth.
+const SAWTOOTH_MINIMUM: [(&str, u64); 5] = [
+    ("decisions", 1_000),
+    ("outcomes", 1_000),
+    ("handler runs", 1_000),
+    ("archived blocks", 50),
+    ("scale steps", 2),
+];
+
 /// The judge of one run.
 #[derive(Debug)]
 pub struct Oracle {
@@ -91,6 +102,7 @@ pub struct Oracle {
     rates: rates::Rates,
     contact: runs::Contact,
     waits: waits::Waits,
+    steps: scaling::Steps,
     skews: BTreeMap<Who, i64>,
 }
 
@@ -108,6 +120,7 @@ impl Oracle {
             rates: rates::Rates::default(),
             contact: runs::Contact::default(),
             waits: waits::Waits::default(),
+            steps: scaling::Steps::new(),
             skews,
         }
     }
@@ -126,12 +139,16 @@ impl Oracle {
 
     /// What a run of full length compared too seldom.
     #[must_use]
-    pub fn vacuous(&self) -> Vec<String> {
+    pub fn vacuous(&self, scene: Scene) -> Vec<String> {
         let too_few = |(name, least): &(&'static str, u64)| {
             let found = self.compared.get(name).copied().unwrap_or(0);
             (found < *least).then(|| format!("{name}: {found} of at least {least}"))
         };
-        MINIMUM.iter().filter_map(too_few).collect()
+        let minimum: &[(&str, u64)] = match scene {
+            Scene::Market => &MINIMUM,
+            Scene::Sawtooth => &SAWTOOTH_MINIMUM,
+        };
+        minimum.iter().filter_map(too_few).collect()
     }
 
     fn count(&mut self, what: &'static str) {

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use governance::{DispatchId, InstanceId, Outcome, Policy};
+use governance::{DispatchId, InstanceId, Outcome, Policy, Timestamp};
 use serde::Serialize;
 
 use super::load::Told;
+use super::plan::Fault;
 use crate::Stage;
 
 /// What the archive says of each dispatch since a moment: its decisions and its ends.
@@ -16,7 +17,8 @@ const DISPATCHES: &str = "\
 WITH decided AS (
     SELECT instance, sequence, slot, copy, count(*) AS decisions, min(outcome) AS outcome,
         count(outcome) AS ended, min(source) AS source, min(class) AS class, bool_or(w.name = 'admitted') AS admitted,
-        min(target) AS target, (extract(epoch FROM max(decided) - min(accepted)) * 1000000)::bigint AS lane_us
+        min(target) AS target, (extract(epoch FROM max(decided) - min(accepted)) * 1000000)::bigint AS lane_us,
+        (extract(epoch FROM min(accepted)) * 1000000)::bigint AS accepted_us
     FROM dispatch_decision d JOIN word w ON w.list = 'decision' AND w.code = d.decision
     WHERE decided >= to_timestamp($1) GROUP BY instance, sequence, slot, copy
 ), ended AS (
@@ -25,7 +27,7 @@ WITH decided AS (
 )
 SELECT instance, sequence, slot, copy, coalesce(decisions, 0) AS decisions, coalesce(d.ended, 0) + coalesce(ends, 0) AS ends,
     w.name AS outcome, coalesce(class, 3)::smallint AS class, coalesce(admitted, false) AS admitted,
-    coalesce(source, '') AS source, coalesce(target, '') AS target, coalesce(lane_us, 0) AS lane_us
+    coalesce(source, '') AS source, coalesce(target, '') AS target, coalesce(lane_us, 0) AS lane_us, coalesce(accepted_us, 0) AS accepted_us
 FROM decided d FULL JOIN ended e USING (instance, sequence, slot, copy)
 LEFT JOIN word w ON w.list = 'outcome' AND w.code = coalesce(d.outcome, e.outcome)";
 
@@ -38,6 +40,12 @@ FROM audit_note WHERE kind = 'breaker' AND at >= to_timestamp($1) ORDER BY epoch
 const COMPARED_MIN: u64 = 1_000;
 /// How long a person may wait for a home that was killed.
 const P0_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long it may wait for one that hands over in order, where the broker is one node; and where each of the consumers that
+/// move is a group of three nodes that has to elect first.
+const P0_ORDERLY_WAIT_MAX: Duration = Duration::from_millis(100);
+const P0_ORDERLY_WAIT_MAX_CLUSTER: Duration = Duration::from_secs(2);
+/// After so long a hand-over is over, and the next fault has not come.
+const HAND_OVER: Duration = Duration::from_secs(4);
 /// Enough for somebody to find out what is wrong.
 const EXAMPLES_MAX: usize = 10;
 
@@ -69,6 +77,10 @@ pub(super) struct Judged {
     admissions_judged: u64,
     p0_judged: u64,
     p0_wait_max_ms: u64,
+    /// The same for those that were accepted while a coordinator handed over in order.
+    p0_orderly_wait_max_ms: u64,
+    p0_orderly_judged: u64,
+    p0_orderly_wait_allowed_ms: u64,
     p0_reply_max_ms: u64,
     unsure: u64,
     examples: Vec<String>,
@@ -98,10 +110,14 @@ impl Judged {
         if u128::from(self.p0_wait_max_ms) > P0_WAIT_MAX.as_millis() {
             faults.push(format!("P0 waited {} ms for its home", self.p0_wait_max_ms));
         }
+        if self.p0_orderly_wait_max_ms > self.p0_orderly_wait_allowed_ms {
+            faults.push(format!("P0 waited {} ms in an orderly hand-over", self.p0_orderly_wait_max_ms));
+        }
         for (what, count, least) in [
             ("dispatches", self.audited, COMPARED_MIN),
             ("admissions within quotas", self.admissions_judged, COMPARED_MIN),
             ("P0 dispatches", self.p0_judged, 1),
+            ("P0 dispatches in orderly hand-overs", self.p0_orderly_judged, 1),
             ("undeclared calls", self.undeclared_sent, 1),
             ("breaker trips", self.breaker_trips, 1),
         ] {
@@ -128,17 +144,26 @@ struct Archived {
     admitted: bool,
     source: String,
     target: String,
+    accepted: Timestamp,
     lane: Duration,
 }
 
 /// Compares.
-pub(super) async fn judge(stage: &Stage, policy: &Policy, told: &Told) -> anyhow::Result<Judged> {
+pub(super) async fn judge(
+    stage: &Stage,
+    policy: &Policy,
+    told: &Told,
+    faults: &[(Timestamp, Fault)],
+) -> anyhow::Result<Judged> {
     let archived = archived(stage).await?;
+    let orderly_max =
+        if stage.settings.stream_replicas > 1 { P0_ORDERLY_WAIT_MAX_CLUSTER } else { P0_ORDERLY_WAIT_MAX };
     let mut judged = Judged {
         accepted: told.accepted.len() as u64,
         undeclared_sent: told.undeclared,
         unsure: told.unsure,
         undeclared_delivered: told.trespasses,
+        p0_orderly_wait_allowed_ms: orderly_max.as_millis() as u64,
         p0_reply_max_ms: told.longest_wait.as_millis() as u64,
         ..Judged::default()
     };
@@ -149,6 +174,7 @@ pub(super) async fn judge(stage: &Stage, policy: &Policy, told: &Told) -> anyhow
     }
     compare_senders(&mut judged, &archived, told);
     compare_records(&mut judged, &archived, told);
+    judge_waits(&mut judged, &archived, faults);
     let limit = |agent: &str| told.senders.iter().any(|name| name == agent).then(|| policy.quota(agent));
     let quota = stage.archive.quota_exceeded(stage.since, limit).await?;
     judged.quota_exceeded = quota.exceeded;
@@ -198,6 +224,9 @@ async fn archived(stage: &Stage) -> anyhow::Result<HashMap<DispatchId, Archived>
             admitted: row.get("admitted"),
             source: row.get("source"),
             target: row.get("target"),
+            accepted: Timestamp(
+                u64::try_from(row.get::<_, i64>("accepted_us")).unwrap_or(0).saturating_mul(1_000),
+            ),
             lane: Duration::from_micros(u64::try_from(row.get::<_, i64>("lane_us")).unwrap_or(0)),
         };
         all.insert(id, record);
@@ -247,9 +276,23 @@ fn compare_records(judged: &mut Judged, archived: &HashMap<DispatchId, Archived>
             judged.unseen += 1;
             judged.example(*id, "a success that no handler saw");
         }
-        if record.is_p0 && record.admitted {
-            judged.p0_judged += 1;
-            judged.p0_wait_max_ms = judged.p0_wait_max_ms.max(record.lane.as_millis() as u64);
+    }
+}
+
+/// How long P0 waited for its home, in all and while one handed over in order.
+fn judge_waits(judged: &mut Judged, archived: &HashMap<DispatchId, Archived>, faults: &[(Timestamp, Fault)]) {
+    let orderly = faults.iter().filter(|(_, fault)| matches!(fault, Fault::End(_)));
+    let orderly: Vec<Timestamp> = orderly.map(|(at, _)| *at).collect();
+    for (id, record) in archived.iter().filter(|(_, record)| record.is_p0 && record.admitted) {
+        let waited = record.lane.as_millis() as u64;
+        judged.p0_judged += 1;
+        judged.p0_wait_max_ms = judged.p0_wait_max_ms.max(waited);
+        if orderly.iter().any(|at| *at <= record.accepted && record.accepted < at.after(HAND_OVER)) {
+            judged.p0_orderly_judged += 1;
+            judged.p0_orderly_wait_max_ms = judged.p0_orderly_wait_max_ms.max(waited);
+            if waited > judged.p0_orderly_wait_allowed_ms {
+                judged.example(*id, &format!("P0, and waited {waited} ms in an orderly hand-over"));
+            }
         }
     }
 }
@@ -307,6 +350,6 @@ mod tests {
     #[test]
     fn a_run_that_compared_nothing_is_no_success() {
         let empty = Judged::default();
-        assert_eq!(empty.faults().len(), 5, "{:?}", empty.faults());
+        assert_eq!(empty.faults().len(), 6, "{:?}", empty.faults());
     }
 }

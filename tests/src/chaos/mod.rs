@@ -10,10 +10,10 @@ mod plan;
 mod report;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use governance::Policy;
+use governance::{Policy, Timestamp};
 
 pub use plan::{Fault, Plan};
 pub use report::Report;
@@ -48,7 +48,8 @@ pub async fn run(wish: &Wish) -> anyhow::Result<Report> {
     ready(&stage).await;
     let told = load.end().await?;
     stage.archived().await;
-    let judged = judge::judge(&stage, &policy, &told).await?;
+    let judged = judge::judge(&stage, &policy, &told, &faults).await?;
+    let faults: Vec<Fault> = faults.into_iter().map(|(_, fault)| fault).collect();
     Ok(Report::new(wish, &stage.settings, &faults, judged))
 }
 
@@ -68,8 +69,8 @@ async fn ready(stage: &Stage) {
     }
 }
 
-/// Does what the plan says until the time is over; gives what was done.
-async fn play(stage: &Stage, wish: &Wish) -> anyhow::Result<Vec<Fault>> {
+/// Does what the plan says until the time is over; gives what was done, and when.
+async fn play(stage: &Stage, wish: &Wish) -> anyhow::Result<Vec<(Timestamp, Fault)>> {
     let run = stage.settings.stack.join("run");
     let coordinators = stage.settings.coordinators.len();
     let mut plan = Plan::new(wish.seed, coordinators);
@@ -78,8 +79,9 @@ async fn play(stage: &Stage, wish: &Wish) -> anyhow::Result<Vec<Fault>> {
     while Instant::now() < end {
         let step = plan.next_step();
         tracing::info!(fault = %step.fault, pause = ?step.pause, "next");
+        let at = Timestamp::ZERO.after(SystemTime::now().duration_since(UNIX_EPOCH)?);
         inflict(&run, step.fault).await?;
-        done.push(step.fault);
+        done.push((at, step.fault));
         tokio::time::sleep(step.pause).await;
     }
     Ok(done)

@@ -49,7 +49,7 @@ impl Report {
             nats_sync: or("MESH_NATS_SYNC", "default"),
             redis_fsync: or("MESH_REDIS_FSYNC", "unknown"),
             replicas: settings.coordinators.len(),
-            stream_replicas: or("MESH_STREAM_REPLICAS", "1").parse().unwrap_or(1),
+            stream_replicas: settings.stream_replicas,
             seed: wish.seed,
             seconds: wish.duration.as_secs(),
             killed: count(|fault| matches!(fault, Fault::Kill(_))),
