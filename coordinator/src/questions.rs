@@ -24,8 +24,8 @@ use crate::world::Servers;
 pub(crate) const WAITING_MAX: usize = 1_024;
 /// The pause before it is looked again whether earlier completions are settled.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long they may take: who asked does so again after a second.
-const SETTLED_MAX: Duration = Duration::from_secs(1);
+/// How long they may take: who asked does so again after two seconds.
+const SETTLED_MAX: Duration = Duration::from_millis(1_500);
 
 /// What answering needs.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ impl Questions {
 
     /// Waits until the home has settled every completion of a source that is stored at this moment.
     async fn settled(&self, source: &AgentId, home: &Link) -> anyhow::Result<()> {
-        let mut done = self.js.get_stream(streams::DONE).await?;
-        let stored = done.info().await?.state.last_sequence;
+        let done = self.js.get_stream(streams::DONE).await?;
+        let stored = done.cached_info().state.last_sequence;
         let classes = Priority::ALL.iter().map(|p| {
             let (done, name) = (&done, streams::done_consumer(*p, source, home.epoch));
             async move {

@@ -209,3 +209,87 @@ fn close_slots(opens: &mut BTreeMap<(u64, u64, u16, u16), OpenState>, c: &Comple
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use governance::{InstanceId, Kind, Reason, Timestamp};
+
+    use super::*;
+
+    fn id(slot: u16) -> DispatchId {
+        DispatchId { instance: InstanceId(7), sequence: 3, slot, copy: 0 }
+    }
+
+    fn admitted(slot: u16, count: u16) -> DecisionRow {
+        DecisionRow {
+            first: id(slot),
+            count,
+            lane_sequence: 1,
+            lane: Priority::P2,
+            class: Priority::P2,
+            accepted: Timestamp::ZERO,
+            decided: Timestamp::ZERO,
+            source: "bot".into(),
+            target: "desk".into(),
+            capability: "work".into(),
+            kind: Kind::Request,
+            decision: Decision::Admitted,
+            reason: Reason::Ok,
+            outcome: None,
+            deadline: Timestamp::MAX,
+            serves_person: false,
+            root: None,
+            parent: None,
+            conversation: "".into(),
+            order_key: 0,
+            envelope: Some(0),
+            hashes: Vec::new(),
+            reply_token: "".into(),
+        }
+    }
+
+    fn ended(slot: u16, count: u16) -> CompletionRow {
+        CompletionRow {
+            first: id(slot),
+            count,
+            completed: Timestamp::ZERO,
+            source: "bot".into(),
+            target: "desk".into(),
+            outcome: Outcome::Success,
+            reason: Reason::Ok,
+            late: false,
+            lane_us: 0,
+            inbox_us: 0,
+            ran_us: 0,
+            latency_us: 0,
+            attempt: 1,
+            runner: InstanceId(0),
+            response: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_decision_is_open_until_each_of_its_slots_has_ended() {
+        let mut rebuilt = Rebuilt::default();
+        let block = |decisions, completions| Block {
+            shard: 0,
+            epoch: 1,
+            sequence: 1,
+            at: Timestamp::ZERO,
+            previous: protocol::audit::BlockHash::default(),
+            policy_version: 1,
+            decisions,
+            completions,
+            notes: Vec::new(),
+        };
+        let (first, second) = (admitted(0, 2), admitted(2, 70));
+        let policy = Policy::default();
+        apply_block(&policy, &block(vec![first.clone(), second.clone()], vec![ended(0, 1)]), &mut rebuilt);
+        assert!(rebuilt.is_open(&first) && rebuilt.is_open(&second));
+        apply_block(&policy, &block(Vec::new(), vec![ended(1, 1), ended(2, 69)]), &mut rebuilt);
+        assert!(!rebuilt.is_open(&first), "both slots have ended");
+        assert!(rebuilt.is_open(&second), "slot 71 has not");
+        apply_block(&policy, &block(Vec::new(), vec![ended(71, 1)]), &mut rebuilt);
+        assert!(!rebuilt.is_open(&second));
+    }
+}
