@@ -180,7 +180,7 @@ pub async fn ensure_inbox_consumers(js: &Context, agent: &AgentId) -> Result<(),
 }
 
 /// Makes the consumers by which the home of a source reads its lanes and its completions of these classes, under its epoch. How many
-/// messages with completions wait; none where a consumer of another epoch stands in the way.
+/// messages with completions wait in each class; none where a consumer of another epoch stands in the way.
 ///
 /// # Errors
 /// When the broker refuses one or does not answer.
@@ -189,7 +189,7 @@ pub async fn ensure_source_consumers(
     agent: &AgentId,
     epoch: u64,
     classes: &[Priority],
-) -> Result<Option<u64>, Error> {
+) -> Result<Option<Vec<(Priority, u64)>>, Error> {
     let made = futures::future::try_join_all(classes.iter().map(|p| async move {
         let lane = pull::Config {
             durable_name: Some(streams::lane_consumer(agent, epoch)),
@@ -202,11 +202,11 @@ pub async fn ensure_source_consumers(
             ..held_by_home()
         };
         consumer(js, &streams::lanes(*p), lane).await?;
-        consumer(js, streams::DONE, done).await
+        Ok((*p, consumer(js, streams::DONE, done).await?))
     }))
     .await;
     match made {
-        Ok(waiting) => Ok(Some(waiting.into_iter().sum())),
+        Ok(waiting) => Ok(Some(waiting)),
         Err(e) if is_in_the_way(&e) => Ok(None),
         Err(e) => Err(e),
     }

@@ -156,9 +156,9 @@ impl Host {
         let Turns { first, all } = turns;
         drop(first);
         let turn = all.acquire().await.context("this replica is stopping")?;
-        let unread = rest.take(&self.servers).await?;
+        let waiting = rest.take(&self.servers).await?;
         drop(turn);
-        home.send(Input::BulkReady { unread }).await.ok();
+        home.send(Input::BulkReady { waiting }).await.ok();
         taken();
         Ok(())
     }

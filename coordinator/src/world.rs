@@ -161,7 +161,7 @@ impl World for Servers {
         agent: &AgentId,
         epoch: u64,
         classes: &[Priority],
-    ) -> Result<Option<u64>, WorldError> {
+    ) -> Result<Option<Vec<(Priority, u64)>>, WorldError> {
         broker::ensure_source_consumers(&self.js, agent, epoch, classes)
             .await
             .map_err(failed("make consumers"))

@@ -65,7 +65,6 @@ impl Home {
             epoch = self.epoch,
             open = recovered.opens.len(),
             replayed = recovered.covered.len(),
-            unread = recovered.unread.urgent,
             "this replica is home of a shard"
         );
         self.recovered = recovered;

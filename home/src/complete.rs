@@ -40,7 +40,8 @@ impl Home {
     pub(crate) fn complete(&mut self, source: AgentIx, priority: Priority, message: Delivered) {
         let Some(route) = subjects::route(&message.subject) else { return };
         let target = route.target.and_then(|t| self.governor.agent(t));
-        self.recovered.unread.read(priority);
+        let name = self.name(source);
+        self.recovered.unread.read(&name, priority);
         let credits = self.done_credits.entry((source, priority)).or_default();
         *credits = credits.saturating_sub(1);
         self.pull_done(source, priority);

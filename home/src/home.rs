@@ -30,8 +30,11 @@ const WINDOW: u32 = 32_768;
 /// How often time is told to the rules when nothing else happens.
 pub const TICK: Duration = Duration::from_millis(20);
 
-/// How long a new home waits at most for completions that waited for it.
-const UNREAD_MAX: Duration = Duration::from_secs(5);
+/// After so many ticks without one more of the completions that waited for it a new home waits no longer: 30 s. Counted in ticks
+/// because the clock goes on while a home stands still, and callers may have been told by its predecessor what it has yet to read.
+const UNREAD_TICKS_MAX: u32 = 1_500;
+/// For how long after its beginning at least a home can tell again what was recorded before it.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the shell knows of an agent beside what the rules know.
 #[derive(Debug, Clone)]
@@ -255,7 +258,7 @@ impl Home {
                     self.number
                 )));
             }
-            Input::BulkReady { unread } => self.recovered.unread.bulk = Some(unread),
+            Input::BulkReady { waiting } => self.recovered.unread.wait(waiting, true),
             Input::Deposed(why) => return Err(Over::Deposed(why)),
             Input::Published { handle, target, was_full } => self.published(handle, target, was_full),
             Input::InboxFull(target) => self.apply(Event::InboxFull { target }),
@@ -283,6 +286,7 @@ impl Home {
     /// Tells the time, each [`TICK`].
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
+        self.recovered.unread.tick();
         if self.completions_are_read() {
             self.apply(Event::Tick);
         }
@@ -343,7 +347,7 @@ impl Home {
         if self.has_unread_completions() {
             return false;
         }
-        if self.now.since(self.began) > UNREAD_MAX {
+        if self.now.since(self.began) > TELL_AGAIN {
             // Every completion that waited has come: nothing is left to be told a second time.
             self.recovered.closed = HashMap::new();
         }
@@ -352,6 +356,6 @@ impl Home {
 
     /// Whether completions that waited for this home may still come. One that cannot be read holds nothing up for ever.
     pub(crate) fn has_unread_completions(&self) -> bool {
-        self.recovered.unread.is_left() && self.now.since(self.began) <= UNREAD_MAX
+        self.recovered.unread.is_left(UNREAD_TICKS_MAX)
     }
 }

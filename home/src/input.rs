@@ -10,6 +10,8 @@ use governance::{
 use protocol::control::{Extended, OpenAnswer, Operation};
 use tokio::sync::oneshot;
 
+use crate::takeover::Waiting;
+
 /// Everything that reaches a home.
 #[derive(Debug)]
 pub enum Input {
@@ -40,7 +42,7 @@ pub enum Input {
     /// The consumers of P1 to P3 are this home's: its take-over is complete.
     BulkReady {
         /// Messages with completions that wait there.
-        unread: u64,
+        waiting: Vec<Waiting>,
     },
     /// Another home has taken over; the text says who refused what.
     Deposed(String),

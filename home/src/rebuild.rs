@@ -3,7 +3,9 @@
 //! The rule it keeps: a snapshot is the state at its head; blocks behind it are applied as they record, decided about by
 //! nobody.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use governance::{Decision, DispatchId, Outcome, Policy, Priority, Registration};
 use protocol::audit::{Block, CompletionRow, DecisionRow};
@@ -11,7 +13,7 @@ use protocol::control::Breaker;
 use protocol::redis::EntryId;
 
 use crate::snapshot::{OpenState, State};
-use crate::takeover::{TakeoverError, World};
+use crate::takeover::{TakeoverError, Waiting, World};
 
 /// What a new home starts with.
 #[derive(Debug, Default)]
@@ -40,28 +42,44 @@ pub struct Recovered {
     pub(crate) floor: Option<EntryId>,
 }
 
-/// Messages with completions that waited for a home and have not been read.
+/// Messages with completions that waited for a home and have not been read. Counted for each source and class, in whose order
+/// they come: what is new of one says nothing about another.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
-    /// Of P0.
-    pub(crate) urgent: u64,
-    /// Of the others; none where that is not known yet.
-    pub(crate) bulk: Option<u64>,
+    left: BTreeMap<(Arc<str>, Priority), u64>,
+    /// Those of P1 to P3 are among them.
+    is_whole: bool,
+    /// How often time was told since the last one was read.
+    ticks: u32,
 }
 
 impl Unread {
-    /// One of this class has been read.
-    pub(crate) fn read(&mut self, class: Priority) {
-        if class == Priority::P0 {
-            self.urgent = self.urgent.saturating_sub(1);
-        } else if let Some(bulk) = &mut self.bulk {
-            *bulk = bulk.saturating_sub(1);
+    /// So many wait; the last ones of which this is told are those of P1 to P3.
+    pub(crate) fn wait(&mut self, waiting: Vec<Waiting>, is_whole: bool) {
+        let left = waiting.into_iter().filter(|w| w.messages > 0);
+        self.left.extend(left.map(|w| ((w.source.as_str().into(), w.class), w.messages)));
+        self.is_whole = is_whole;
+    }
+
+    /// One of this source and class has been read.
+    pub(crate) fn read(&mut self, source: &Arc<str>, class: Priority) {
+        self.ticks = 0;
+        if let Entry::Occupied(mut left) = self.left.entry((Arc::clone(source), class)) {
+            *left.get_mut() -= 1;
+            if *left.get() == 0 {
+                left.remove();
+            }
         }
     }
 
-    /// Whether there are more, as far as is known.
-    pub(crate) fn is_left(&self) -> bool {
-        self.urgent > 0 || self.bulk != Some(0)
+    /// Time was told. As long as is not known how many there are, they come for sure: their consumers are being made.
+    pub(crate) fn tick(&mut self) {
+        self.ticks += u32::from(self.is_whole && !self.left.is_empty());
+    }
+
+    /// Whether more may come: a home waits no longer when none has come for so many ticks.
+    pub(crate) fn is_left(&self, ticks_max: u32) -> bool {
+        !self.is_whole || (!self.left.is_empty() && self.ticks <= ticks_max)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::home::Setup;
 use crate::input::Appended;
 use crate::meter::Meter;
 use crate::out::Fence;
-use crate::rebuild::{Recovered, Unread, rebuild};
+use crate::rebuild::{Recovered, rebuild};
 use crate::replay::{Replay, replay};
 
 /// Broker and audit ledger, as a take-over needs them. Each operation is tried until it is answered, or fails for good.
@@ -71,14 +71,14 @@ pub trait World: Sync {
         shard: u8,
         epoch: u64,
     ) -> impl Future<Output = Result<(), WorldError>> + Send;
-    /// Makes the lane and done consumers of a source and these classes under this epoch; how many completions wait for it. None where consumers
+    /// Makes the lane and done consumers of a source and these classes under this epoch; how many completions wait, by class. None where consumers
     /// of another epoch are still there.
     fn make_consumers(
         &self,
         agent: &AgentId,
         epoch: u64,
         classes: &[Priority],
-    ) -> impl Future<Output = Result<Option<u64>, WorldError>> + Send;
+    ) -> impl Future<Output = Result<Option<Vec<(Priority, u64)>>, WorldError>> + Send;
     /// The first message from a stream sequence on that is still in a source's lane, with its sequence.
     fn lane_message(
         &self,
@@ -167,6 +167,17 @@ const URGENT: &[Priority] = &[Priority::P0];
 /// The others.
 const BULK: &[Priority] = &[Priority::P1, Priority::P2, Priority::P3];
 
+/// Messages with completions of a source that wait for their new home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Whose dispatches ended.
+    pub source: AgentId,
+    /// The priority of their lane.
+    pub class: Priority,
+    /// How many.
+    pub messages: u64,
+}
+
 /// What is left of a take-over when its home begins: the consumers of P1 to P3.
 #[derive(Debug)]
 pub struct Rest {
@@ -182,7 +193,7 @@ impl Rest {
     ///
     /// # Errors
     /// When the broker fails for good, or a later home is here.
-    pub async fn take<W: World>(self, world: &W) -> Result<u64, TakeoverError> {
+    pub async fn take<W: World>(self, world: &W) -> Result<Vec<Waiting>, TakeoverError> {
         move_consumers(world, self.shard, (self.former, self.epoch), &self.agents, BULK).await
     }
 }
@@ -212,7 +223,7 @@ pub async fn take_over<W: World>(world: &W, taking: Taking) -> Result<(Setup, Re
         rebuild(world, shard, &policy),
         async { Ok::<_, TakeoverError>(world.lanes_made().await?) },
     )?;
-    recovered.unread = Unread { urgent: unread, bulk: None };
+    recovered.unread.wait(unread, false);
     let read = world.now();
     let r = Replay { world, shard, key: &key, lanes_made, fences: &fences };
     replay(&r, &rebuilt, &mut recovered).await?;
@@ -235,35 +246,35 @@ async fn move_fences<W: World>(world: &W, shard: u8, epoch: u64) -> Result<[Fenc
     Ok(fences.try_into().expect("one for each priority"))
 }
 
-/// Lets go what former homes held, and makes the consumers of these agents anew; how many completions wait.
+/// Lets go what former homes held, and makes the consumers of these agents anew; which completions wait.
 async fn move_consumers<W: World>(
     world: &W,
     shard: u8,
     (former, epoch): (u64, u64),
     agents: &[AgentId],
     classes: &[Priority],
-) -> Result<u64, TakeoverError> {
+) -> Result<Vec<Waiting>, TakeoverError> {
     let moves = agents.iter().map(|agent| async move {
         world.delete_consumers(agent, former, classes).await?;
         world.make_consumers(agent, epoch, classes).await
     });
-    let moved = futures::future::try_join_all(moves).await?;
-    let unread: u64 = moved.iter().flatten().sum();
-    let obstructed = agents.iter().zip(&moved).filter(|(_, made)| made.is_none());
-    let obstructed: Vec<&AgentId> = obstructed.map(|(agent, _)| agent).collect();
-    if obstructed.is_empty() {
-        return Ok(unread);
+    let mut moved = futures::future::try_join_all(moves).await?;
+    if moved.iter().any(Option::is_none) {
+        // The home before last was not followed by one that came this far.
+        world.delete_former_consumers(shard, epoch).await?;
+        for (agent, made) in agents.iter().zip(&mut moved).filter(|(_, made)| made.is_none()) {
+            *made = world.make_consumers(agent, epoch, classes).await?;
+        }
     }
-    // The home before last was not followed by one that came this far.
-    world.delete_former_consumers(shard, epoch).await?;
-    let moved =
-        futures::future::try_join_all(obstructed.iter().map(|a| world.make_consumers(a, epoch, classes)))
-            .await?;
-    let more = moved.into_iter().sum::<Option<u64>>();
-    let Some(more) = more else {
-        return Err(WorldError("a consumer of a later epoch is in the way".to_owned()).into());
-    };
-    Ok(unread + more)
+    let mut waiting = Vec::new();
+    for (agent, made) in agents.iter().zip(moved) {
+        let Some(counts) = made else {
+            return Err(WorldError("a consumer of a later epoch is in the way".to_owned()).into());
+        };
+        let of = |(class, messages)| Waiting { source: agent.clone(), class, messages };
+        waiting.extend(counts.into_iter().map(of));
+    }
+    Ok(waiting)
 }
 
 /// Appends the take-over marker: from here on a former home's appends are refused.

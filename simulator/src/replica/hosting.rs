@@ -98,7 +98,7 @@ impl Replica {
             Left::Input(
                 place,
                 match rest.take(&servers).await {
-                    Ok(unread) => Input::BulkReady { unread },
+                    Ok(waiting) => Input::BulkReady { waiting },
                     Err(e) => Input::Deposed(e.to_string()),
                 },
             )

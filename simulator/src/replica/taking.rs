@@ -253,8 +253,8 @@ impl World for Servers {
         agent: &AgentId,
         epoch: u64,
         classes: &[Priority],
-    ) -> Result<Option<u64>, WorldError> {
-        let mut unread = 0;
+    ) -> Result<Option<Vec<(Priority, u64)>>, WorldError> {
+        let mut unread = Vec::new();
         for p in classes.iter().copied() {
             let lane = streams::lane_consumer(agent, epoch);
             let done = streams::done_consumer(p, agent, epoch);
@@ -266,7 +266,7 @@ impl World for Servers {
             }
             let waiting = |token| Op::Waiting { token, stream: completions, consumer: done };
             if let Answer::Count(count) = self.ask("count completions", waiting).await? {
-                unread += count;
+                unread.push((p, count));
             }
         }
         Ok(Some(unread))
