@@ -168,7 +168,7 @@ mod tests {
             "subjects": stream.subjects, "retention": "workqueue", "discard": "new", "discard_new_per_subject": true,
             "max_msgs_per_subject": streams::LANE_MESSAGES_MAX, "max_bytes": streams::STREAM_BYTES_MAX,
             "max_msg_size": streams::MESSAGE_BYTES_MAX, "max_consumers": streams::CONSUMERS_MAX,
-            "duplicate_window": 30_000_000_000_u64, "storage": "file",
+            "duplicate_window": streams::DUPLICATE_WINDOW.as_nanos() as u64, "storage": "file",
         });
         assert!(differences(stream, &good).is_empty(), "{:?}", differences(stream, &good));
         let mut bad = good;
