@@ -88,7 +88,7 @@ fn a_message_id_is_known_until_a_restart_finds_its_message_gone() {
     broker.take();
     assert!(duplicate(&publish(&mut broker, 5, subject, Some("kept"), None)));
     assert!(!duplicate(&publish(&mut broker, 5, subject, Some("gone"), None)));
-    let over = protocol::streams::DUPLICATE_WINDOW.as_millis() as u64 + 1_000;
+    let over = streams::DUPLICATE_WINDOW.as_millis() as u64 + 1_000;
     assert!(!duplicate(&publish(&mut broker, over, subject, Some("kept"), None)), "the window is over");
 }
 
