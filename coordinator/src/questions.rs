@@ -24,8 +24,9 @@ use crate::world::Servers;
 pub(crate) const WAITING_MAX: usize = 1_024;
 /// The pause before it is looked again whether earlier completions are settled.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long they may take: who asked does so again after two seconds.
-const SETTLED_MAX: Duration = Duration::from_millis(1_500);
+/// How long an answer may take, so that a home which is stuck holds up no question to another one: who asked does so again after
+/// two seconds.
+const ANSWER_MAX: Duration = Duration::from_millis(1_500);
 
 /// What answering needs.
 #[derive(Debug)]
@@ -53,9 +54,9 @@ impl Questions {
     }
 
     async fn answer(&self, source: &str, asked: &[Message]) {
-        let result = self.ask_home(source, asked).await;
-        let failed = result.err().map(|e| e.to_string());
-        let Some(why) = failed else { return };
+        let answered = tokio::time::timeout(ANSWER_MAX, self.ask_home(source, asked)).await;
+        let Err(why) = answered.unwrap_or_else(|late| Err(late.into())) else { return };
+        let why = why.to_string();
         tracing::debug!(source, why, "a question is not answered");
         for message in asked {
             respond(&self.client, message, &serde_json::json!({"error": why})).await;
@@ -65,7 +66,7 @@ impl Questions {
     async fn ask_home(&self, source: &str, asked: &[Message]) -> anyhow::Result<()> {
         let Some(home) = self.homes.of(source) else { anyhow::bail!(STOPPING) };
         let id = AgentId::new(source)?;
-        tokio::time::timeout(SETTLED_MAX, self.settled(&id, &home)).await??;
+        self.settled(&id, &home).await?;
         let mut answers = Vec::with_capacity(asked.len());
         for message in asked {
             answers.push(open(&home, message).await);

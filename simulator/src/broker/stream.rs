@@ -90,12 +90,6 @@ impl Stream {
         self.messages.is_empty()
     }
 
-    /// One message, where it is there.
-    #[must_use]
-    pub fn message(&self, sequence: u64) -> Option<&Stored> {
-        self.messages.get(&sequence)
-    }
-
     /// The first message from a sequence on that a filter lets through.
     pub(super) fn next_of(&self, filter: &str, from: u64) -> Option<&Stored> {
         let sequence = self.by_filter.get(filter)?.range(from..).next()?;
