@@ -7,7 +7,7 @@ FROM ${RUNTIME_IMAGE} AS runtime
 # The folders are made here so that the volumes mounted on them belong to this user from the start.
 RUN groupadd --gid 10001 mesh \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mesh \
-    && install -d -o mesh -g mesh -m 0755 /run/mesh /var/lib/nats
+    && install -d -o mesh -g mesh -m 0755 /run/mesh /run/signing /var/lib/nats /var/lib/mesh/checkpoints
 COPY deploy/entrypoint.sh deploy/prepare.sh deploy/healthcheck.sh /usr/local/bin/
 COPY mesh.toml /etc/mesh/mesh.toml
 USER 10001:10001

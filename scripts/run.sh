@@ -99,15 +99,19 @@ run_demo() {
 run_bench() {
   # Quotas far above what is measured; --policy takes another.
   [[ -r $ROOT/loadgen/mesh.toml ]] && STACK_POLICY=$ROOT/loadgen/mesh.toml
+  # Coordinators are stopped and started between measurements; with one, shards lie on the same process each time.
+  [[ ${1:-} != audit ]] || COORDINATORS=1
   stack_options "$@"
   [[ ${REST[0]:--} != -* ]] ||
-    die "bench needs a scenario: throughput, latency, request or governance"
+    die "bench needs a scenario: throughput, latency, request, trace, audit or governance"
   clean_up_at_exit
   setup_servers
   build_release
   if [[ ${REST[0]} == governance ]]; then
     run_child "$ROOT/target/release/loadgen" "${REST[@]}"
   else
+    # For the scenario that stops and starts processes of its stack.
+    export MESH_DEV=$ROOT/dev
     in_scratch_stack "$ROOT/target/release/loadgen" "${REST[@]}"
   fi
 }
@@ -115,6 +119,8 @@ run_bench() {
 run_chaos() {
   STACK_POLICY=$ROOT/tests/chaos.toml
   COORDINATORS=3
+  ARCHIVERS=2
+  STACK_CHAOS=yes
   stack_options "$@"
   clean_up_at_exit
   setup_servers
@@ -142,6 +148,7 @@ stack_options() {
         break
         ;;
       --servers-only) STACK_SERVERS_ONLY=yes ;;
+      --small-disks) STACK_SMALL_DISKS=yes ;;
       --storage=* | --profile=* | --coordinators=* | --replicas=* | --nats-nodes=* | --policy=*) stack_option "${1%%=*}" "${1#*=}" ;;
       --storage | --profile | --coordinators | --replicas | --nats-nodes | --policy)
         (($# >= 2)) || die "$1 needs a value"
@@ -198,6 +205,8 @@ forget_old_scratch() {
 
 remove_scratch() {
   [[ $1 == "$ROOT"/target/scratch.?* ]] || return 0
+  # One that was killed hard has left its disks.
+  release_disks "$1"
   rm -rf "$(readlink -f "$1/data")" "$1"
 }
 

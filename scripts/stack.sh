@@ -17,11 +17,19 @@ STACK_PROFILE=${STACK_PROFILE:-fast}
 STACK_POLICY=${STACK_POLICY:-$ROOT/mesh.toml}
 COORDINATORS=${COORDINATORS:-2}
 NATS_NODES=${NATS_NODES:-1}
+# Non-empty: each server has a file system of its own that is soon full.
+STACK_SMALL_DISKS=${STACK_SMALL_DISKS:-}
+# Non-empty: all servers keep their data in one file, STACK/disk.img, of so many MB.
+STACK_IMAGE_MB=${STACK_IMAGE_MB:-}
 
 readonly START_SECONDS=60
 readonly START_TRIES=3
 # What a stack needs to come up and run a demo; below it the servers fail one after another in ways hard to read.
 readonly DISK_KB_MINIMUM=$((1024 * 1024))
+# What a server needs for a short test; PostgreSQL begins with a cluster of 40 MB and keeps its log in files of 16 MB.
+readonly SMALL_DISK_MB=96 SMALL_POSTGRES_DISK_MB=256
+# The journal commits when somebody syncs, and hardly ever by itself.
+readonly LOOP_OPTIONS=loop,commit=600,noatime
 
 REDIS_PORT='' POSTGRES_PORT=''
 # One of each for each node of the broker; a broker of one node has no routes.
@@ -55,31 +63,36 @@ stack_start() {
   prepare_mesh
   write_env
   [[ -n $STACK_SERVERS_ONLY ]] && return
+  if [[ -n $STACK_CHAOS ]]; then launch proxy && settle proxy; fi
   local index
   for ((index = 0; index < COORDINATORS; index++)); do launch "coordinator-$index"; done
-  launch audit-archiver
+  each_archiver launch
   for ((index = 0; index < COORDINATORS; index++)); do settle "coordinator-$index"; done
-  settle audit-archiver
+  each_archiver settle
+  if [[ -n $STACK_CHAOS ]]; then each_crew launch && each_crew settle; fi
 }
 
 # stack_stop FOLDER: the mesh first, so that it can finish what it holds, then the servers.
 stack_stop() {
   local run=$1/run name
   [[ -d $run ]] || return 0
-  local mesh=() archiver=() servers=()
+  local crew=() mesh=() archiver=() servers=()
   for name in "$run"/*.supervisor; do
     [[ -e $name ]] || continue
     name=${name##*/}
     name=${name%.supervisor}
     case $name in
+      crew-*) crew+=("$name") ;;
       coordinator-*) mesh+=("$name") ;;
-      audit-archiver) archiver+=("$name") ;;
+      audit-archiver*) archiver+=("$name") ;;
       *) servers+=("$name") ;;
     esac
   done
+  stop_supervised "$1" "${crew[@]}"
   stop_supervised "$1" "${mesh[@]}"
   stop_supervised "$1" "${archiver[@]}"
   stop_supervised "$1" "${servers[@]}"
+  release_disks "$1"
 }
 
 # stop_supervised FOLDER NAME...
@@ -149,17 +162,61 @@ prepare_data() {
     say "the user $SERVER_USER cannot reach $STACK; the servers keep their data in $(readlink "$DATA")"
   fi
   DATA=$(readlink -f "$DATA")
+  [[ -z $STACK_IMAGE_MB ]] || mount_image
   chmod 755 "$DATA"
   remember_nats_nodes
   local server
   for server in $(each_nats echo) redis postgres; do
     mkdir -p "$DATA/$server"
+    [[ -z $STACK_CHAOS ]] || make_disk "$server"
+    [[ -z $STACK_SMALL_DISKS ]] || mount_small_disk "$server"
     own "$DATA/$server"
   done
   install -m 644 "$ROOT"/deploy/{nats,redis,postgresql}.conf "$DATA"
   as_server_user test -x "$NATS_SERVER" && return
   install -m 755 "$NATS_SERVER" "$DATA/nats-server"
   NATS_SERVER=$DATA/nats-server
+}
+
+# mount_image: the data folder, in a file behind a loop device.
+mount_image() {
+  local image=$STACK/disk.img
+  mountpoint -q "$DATA" && return
+  truncate -s "${STACK_IMAGE_MB}M" "$image"
+  mkfs.ext4 -q -F "$image"
+  mount -o "$LOOP_OPTIONS" "$image" "$DATA" || die "the image $image could not be mounted; that needs root and loop devices"
+}
+
+# mount_small_disk SERVER: its folder, on a file system that holds nothing else.
+mount_small_disk() {
+  local mb=$SMALL_DISK_MB
+  [[ $1 != postgres ]] || mb=$SMALL_POSTGRES_DISK_MB
+  mountpoint -q "$DATA/$1" || mount -t tmpfs -o "size=${mb}m" "$STACK_NAME" "$DATA/$1" ||
+    die "a file system for $1 could not be mounted; --small-disks needs root and a kernel that lets it mount"
+}
+
+# release_disks FOLDER: unmounts whatever a stack has mounted below its data; a folder without mounts is left as it is.
+release_disks() {
+  local data mounted
+  data=$(readlink -f "$1/data") || return 0
+  while IFS= read -r mounted; do
+    umount "$mounted" || umount --lazy "$mounted" || true
+  done < <(awk -v under="$data" 'index($2, under) == 1 { print $2 }' /proc/self/mounts | sort -r)
+}
+
+# can_mount: says why not, where not.
+can_mount() {
+  local folder
+  ((EUID == 0)) || { printf 'mounting needs root\n'; return 1; }
+  folder=$(mktemp -d)
+  if mount -t tmpfs -o size=1m mesh "$folder" 2>/dev/null; then
+    umount "$folder"
+    rmdir "$folder"
+    return
+  fi
+  rmdir "$folder"
+  printf 'this machine lets nobody mount a file system\n'
+  return 1
 }
 
 # A node's data is of no use to a broker with another number of them.
@@ -191,7 +248,9 @@ launch() {
     redis) launch_redis ;;
     postgres) launch_postgres ;;
     coordinator-*) launch_coordinator "${1#coordinator-}" ;;
-    audit-archiver) launch_archiver ;;
+    audit-archiver*) launch_archiver "$1" ;;
+    proxy) launch_proxy ;;
+    crew-*) launch_crew "$1" ;;
     *) die "no process is called $1" ;;
   esac
 }
@@ -223,6 +282,8 @@ launch_nats() {
     server_name=$STACK_NAME-$index
     routes=$(printf ',nats://127.0.0.1:%s' "${NATS_ROUTE_PORTS[@]}")
     cluster=(--cluster "nats://127.0.0.1:${NATS_ROUTE_PORTS[index]}" --cluster_name "$STACK_NAME" --routes "${routes#,}")
+    # Clients that hear where the other nodes are would go past the proxy.
+    [[ -z $STACK_CHAOS ]] || cluster+=(--no_advertise)
   fi
   probe_with "$name" "${NATS_PORTS[index]}" "${NATS_MONITOR_PORTS[index]}" "$server_name"
   supervise "$name" TERM "$SERVER_USER" env "MESH_NATS_SYNC_INTERVAL=$sync" "$NATS_SERVER" -c "$DATA/nats.conf" \
@@ -251,8 +312,10 @@ prepare_postgres() {
 
 make_cluster() {
   local data=$1 secret=$2 readable=$DATA/postgres.password status=0
-  rm -rf "${data:?}" "$DATA/postgres.made"
+  rm -f "$DATA/postgres.made"
   mkdir -p "$data"
+  # The folder itself may be a file system.
+  find "${data:?}" -mindepth 1 -delete
   own "$data"
   (umask 077 && random_hex 16 >"$secret")
   # initdb reads the password as the servers' user, who cannot read the secret itself.
@@ -287,6 +350,9 @@ create_database() {
 # What the mesh's own processes need besides the servers.
 prepare_mesh() {
   [[ -s $STACK/audit.key ]] || (umask 077 && random_hex 32 >"$STACK/audit.key")
+  [[ -s $STACK/checkpoint.key ]] || (umask 077 && random_hex 32 >"$STACK/checkpoint.key")
+  [[ -n $STACK_SERVERS_ONLY || -s $STACK/checkpoint.pub ]] ||
+    "$ROOT/target/release/audit-archiver" checkpoint-key --checkpoint-key-file "$STACK/checkpoint.key" >"$STACK/checkpoint.pub"
   [[ -n $STACK_SERVERS_ONLY || -r $STACK_POLICY ]] || die "there is no policy file $STACK_POLICY"
   COORDINATOR_PORTS=()
   [[ -n $STACK_SERVERS_ONLY ]] && return
@@ -302,14 +368,14 @@ launch_coordinator() {
   port_taken "${COORDINATOR_PORTS[$1]}" && choose_port "COORDINATOR_PORTS[$1]"
   write_env
   probe_with "$name" "${COORDINATOR_PORTS[$1]}"
-  supervise "$name" TERM '' "$ROOT/scripts/with-env.sh" "$STACK/mesh.env" "MESH_HTTP=127.0.0.1:${COORDINATOR_PORTS[$1]}" \
+  supervise "$name" TERM '' "$ROOT/scripts/with-env.sh" "$(env_of "$name")" "MESH_HTTP=127.0.0.1:${COORDINATOR_PORTS[$1]}" \
     "MESH_HTTP_ADDR_FILE=$STACK/run/$name.addr" "$ROOT/target/release/coordinator"
 }
 
 launch_archiver() {
-  probe_with audit-archiver
-  supervise audit-archiver TERM '' "$ROOT/scripts/with-env.sh" "$STACK/mesh.env" MESH_HTTP=127.0.0.1:0 \
-    "MESH_HTTP_ADDR_FILE=$STACK/run/audit-archiver.addr" "$ROOT/target/release/audit-archiver"
+  probe_with "$1"
+  supervise "$1" TERM '' "$ROOT/scripts/with-env.sh" "$(env_of "$1")" MESH_HTTP=127.0.0.1:0 \
+    "MESH_HTTP_ADDR_FILE=$STACK/run/$1.addr" "$ROOT/target/release/audit-archiver"
 }
 
 probe_with() {
@@ -329,11 +395,13 @@ probe() {
     redis) [[ $(redis_process "$a") == "$(process_id redis)" ]] ;;
     postgres) POSTGRES_PORT=$a DATABASE_PASSWORD=$(<"$STACK/postgres.password") query postgres 'SELECT 1' >/dev/null ;;
     coordinator-*) [[ -s $STACK/run/$1.addr ]] && http_ok "$a" /readyz ;;
-    audit-archiver)
+    audit-archiver*)
       [[ -s $STACK/run/$1.addr ]] || return 1
       a=$(<"$STACK/run/$1.addr")
       http_ok "${a##*:}" /readyz
       ;;
+    # They write where they are, or that they are registered.
+    proxy | crew-*) [[ -s $STACK/run/$1.addr ]] ;;
   esac
 }
 
@@ -403,6 +471,9 @@ MESH_REDIS_URL=redis://127.0.0.1:$REDIS_PORT
 MESH_POSTGRES_URL=postgres://mesh:$DATABASE_PASSWORD@127.0.0.1:$POSTGRES_PORT/mesh
 MESH_POLICY=$STACK_POLICY
 MESH_AUDIT_KEY_FILE=$STACK/audit.key
+MESH_CHECKPOINTS=$STACK/checkpoints
+MESH_CHECKPOINT_KEY_FILE=$STACK/checkpoint.key
+MESH_CHECKPOINT_PUBLIC_KEY=$STACK/checkpoint.pub
 MESH_STORAGE=$STACK_STORAGE
 MESH_STREAM_REPLICAS=$NATS_NODES
 MESH_COORDINATORS=${urls#,}

@@ -28,6 +28,8 @@ run_test() {
     # that elects and beats, and the agents of all tests together are more than three nodes on one small machine hold.
     stage cluster "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 --nats-nodes 3 -- \
       "$ROOT/scripts/cluster-tests.sh" || true
+    disks_stage "$logs"
+    powerloss_stage "$logs"
     compose_stage "$logs"
   fi
 
@@ -68,13 +70,39 @@ count_tests() {
     awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }'
 }
 
+# Disks are filled where small ones can be mounted.
+disks_stage() {
+  local reason
+  if reason=$(can_mount); then
+    stage disks "$1" "$ROOT/dev" stack-run --small-disks --policy "$ROOT/tests/policy.toml" --coordinators 2 -- \
+      cargo test -p mesh-tests --release --locked --no-fail-fast --test disks || true
+  else
+    skip disks "$reason"
+  fi
+}
+
+# Power is cut where a disk can be made of a file.
+powerloss_stage() {
+  local reason
+  if reason=$(can_loop); then
+    stage powerloss "$1" "$ROOT/dev" powerloss || true
+  else
+    skip powerloss "$reason"
+  fi
+}
+
+# skip NAME REASON: says so at its place and at the end.
+skip() {
+  SUMMARY+=("$(printf '%-8s %-6s %s' "$1" skipped "$2")")
+  printf '\n== %s: skipped, %s\n' "$1" "$2"
+}
+
 # The containers are tested where there is an engine to test them with.
 compose_stage() {
   local reason
   if reason=$("$ROOT/tests/compose/run" --can-run 2>&1); then
     stage compose "$1" "$ROOT/tests/compose/run"
   else
-    SUMMARY+=("$(printf '%-8s %-6s %s' compose skipped "$reason")")
-    printf '\n== compose: skipped, %s\n' "$reason"
+    skip compose "$reason"
   fi
 }

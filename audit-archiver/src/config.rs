@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+
+use crate::checkpoint::CheckpointKey;
 
 /// Archives the audit trail: Redis to PostgreSQL, exactly once.
 #[derive(Debug, Parser)]
@@ -24,6 +27,8 @@ pub enum Verb {
     Run,
     /// Bring the schema to the newest version, then end.
     Migrate,
+    /// Print the public half of the checkpoint key, for `mesh verify`, then end.
+    CheckpointKey,
     /// Legal holds: days that retention must keep.
     #[command(subcommand)]
     Hold(HoldVerb),
@@ -111,6 +116,15 @@ pub struct Config {
     /// The time between two rounds of trimming, retention and making partitions.
     #[arg(long, env = "MESH_UPKEEP_EVERY", default_value = "30s", value_parser = duration, global = true)]
     pub upkeep_every: Duration,
+    /// The folder for signed checkpoints, outside PostgreSQL and best on another machine; none are written where left out.
+    #[arg(long, env = "MESH_CHECKPOINTS", global = true)]
+    pub checkpoints: Option<PathBuf>,
+    /// The file with the key that signs checkpoints: 64 hexadecimal digits. PostgreSQL's operators must not have it.
+    #[arg(long, env = "MESH_CHECKPOINT_KEY_FILE", global = true)]
+    pub checkpoint_key_file: Option<PathBuf>,
+    /// The time between two checkpoints.
+    #[arg(long, env = "MESH_CHECKPOINT_EVERY", default_value = "60s", value_parser = duration, global = true)]
+    pub checkpoint_every: Duration,
     /// Connections that archive at the same time, each for a part of the shards.
     #[arg(long, env = "MESH_ARCHIVE_WORKERS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64), global = true)]
     pub workers: u8,
@@ -137,7 +151,35 @@ impl Config {
                 self.retention_days
             ));
         }
+        if self.checkpoints.is_some() && self.checkpoint_key_file.is_none() {
+            return Err("checkpoints (--checkpoints) are signed: name the key with --checkpoint-key-file; make one with: \
+                        openssl rand -hex 32"
+                .to_owned());
+        }
+        if self.checkpoint_every.is_zero() {
+            return Err("--checkpoint-every is a time above zero, for instance 60s".to_owned());
+        }
         Ok(())
+    }
+
+    /// The key that signs checkpoints, where a file is named.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no key.
+    pub fn checkpoint_key(&self) -> anyhow::Result<Option<CheckpointKey>> {
+        let Some(file) = &self.checkpoint_key_file else { return Ok(None) };
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the checkpoint key {}", file.display()))?;
+        let key = text.parse().with_context(|| format!("{} holds no checkpoint key", file.display()))?;
+        Ok(Some(key))
+    }
+
+    /// The folder of checkpoints and their key, where both are named.
+    ///
+    /// # Errors
+    /// When the key cannot be read.
+    pub fn checkpoints_and_key(&self) -> anyhow::Result<Option<(PathBuf, CheckpointKey)>> {
+        Ok(self.checkpoints.clone().zip(self.checkpoint_key()?))
     }
 }
 
@@ -194,6 +236,12 @@ mod tests {
         assert!(cli.config.check().is_err());
         let cli = Cli::try_parse_from(["audit-archiver"]).unwrap();
         assert!(cli.config.check().is_ok());
+    }
+
+    #[test]
+    fn checkpoints_without_a_key_are_refused() {
+        let cli = Cli::try_parse_from(["audit-archiver", "--checkpoints", "here"]).unwrap();
+        assert!(cli.config.check().is_err_and(|why| why.contains("--checkpoint-key-file")));
     }
 
     #[test]

@@ -104,9 +104,132 @@ impl CopyBuffer {
         self.bytes.len()
     }
 
+    /// The rows so far, one by one.
+    pub(crate) fn each_row(&self, mut each: impl FnMut(&[u8])) {
+        CopyReader::default().feed(&self.bytes, &mut each);
+    }
+
     /// The whole COPY, with its end mark.
     pub(crate) fn finish(mut self) -> Bytes {
         self.bytes.extend_from_slice(&(-1_i16).to_be_bytes());
         self.bytes.into()
+    }
+}
+
+/// The signature, the flags and the length of the header's extension, which is none.
+const HEADER_BYTES: usize = SIGNATURE.len() + 8;
+
+/// Takes a COPY apart into rows, in whatever pieces it comes.
+#[derive(Debug, Default)]
+pub(crate) struct CopyReader {
+    begun: bool,
+    /// The beginning of a row whose end has not come.
+    rest: Vec<u8>,
+}
+
+impl CopyReader {
+    /// Hands out each row that is complete, as it stands in the COPY.
+    pub(crate) fn feed(&mut self, piece: &[u8], each: &mut impl FnMut(&[u8])) {
+        if self.rest.is_empty() {
+            let taken = self.take(piece, each);
+            self.rest.extend_from_slice(&piece[taken..]);
+        } else {
+            let mut whole = std::mem::take(&mut self.rest);
+            whole.extend_from_slice(piece);
+            let taken = self.take(&whole, each);
+            whole.drain(..taken);
+            self.rest = whole;
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> usize {
+        let mut at = 0;
+        if !self.begun {
+            if bytes.len() < HEADER_BYTES {
+                return 0;
+            }
+            self.begun = true;
+            at = HEADER_BYTES;
+        }
+        while let Some(end) = row_end(&bytes[at..]) {
+            each(&bytes[at..at + end]);
+            at += end;
+        }
+        at
+    }
+}
+
+/// Where the row at the beginning ends; none where that has not come, or what comes is the end mark.
+fn row_end(bytes: &[u8]) -> Option<usize> {
+    let columns = i16::from_be_bytes(bytes.get(..2)?.try_into().ok()?);
+    let mut at = 2;
+    if columns < 0 {
+        return None;
+    }
+    for _ in 0..columns {
+        let len = i32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?);
+        at += 4 + usize::try_from(len).unwrap_or(0);
+    }
+    (at <= bytes.len()).then_some(at)
+}
+
+/// The values of a row; none for null.
+pub(crate) fn values(row: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = row.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (len, tail) = rest.split_at_checked(4)?;
+        let len = i32::from_be_bytes(len.try_into().ok()?);
+        let (value, tail) = match usize::try_from(len) {
+            Ok(len) => {
+                let (value, tail) = tail.split_at_checked(len)?;
+                (Some(value), tail)
+            }
+            Err(_) => (None, tail),
+        };
+        rest = tail;
+        Some(value)
+    })
+}
+
+/// A number of two, four or eight bytes.
+pub(crate) fn number(value: &[u8]) -> i64 {
+    match *value {
+        [a, b] => i16::from_be_bytes([a, b]).into(),
+        [a, b, c, d] => i32::from_be_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    }
+}
+
+/// A moment, from PostgreSQL's own count.
+pub(crate) fn moment(value: &[u8]) -> Timestamp {
+    Timestamp(number(value).saturating_add(POSTGRES_EPOCH_US).max(0).cast_unsigned().saturating_mul(1_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_out_as_they_went_in_whatever_the_pieces() {
+        let mut buffer = CopyBuffer::new();
+        let mut expected = Vec::new();
+        for n in 0..3_i16 {
+            let start = buffer.row(3);
+            buffer.i16(n);
+            buffer.null();
+            buffer.text("abc");
+            expected.push(buffer.bytes[start..].to_vec());
+        }
+        let copy = buffer.finish();
+        for piece in 1..copy.len() {
+            let (mut reader, mut found) = (CopyReader::default(), Vec::new());
+            copy.chunks(piece)
+                .for_each(|bytes| reader.feed(bytes, &mut |row: &[u8]| found.push(row.to_vec())));
+            assert_eq!(found, expected, "in pieces of {piece}");
+        }
+        let row: Vec<_> = values(&expected[2]).collect();
+        assert_eq!(row, [Some(&[0, 2][..]), None, Some(&b"abc"[..])]);
+        assert_eq!(number(row[0].unwrap()), 2);
     }
 }

@@ -53,7 +53,11 @@ async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
         return (StatusCode::OK, "ready\n".to_owned());
     }
     let word = |up| if up { "answers" } else { "does not answer" };
-    let (redis, postgres) = (word(shown.metrics.redis_up.get()), word(shown.metrics.postgres_up.get()));
+    let redis = word(shown.metrics.redis_up.get());
+    let postgres = match (shown.metrics.postgres_up.get(), shown.metrics.postgres_stores.get()) {
+        (true, false) => "stores nothing",
+        (up, _) => word(up),
+    };
     (StatusCode::SERVICE_UNAVAILABLE, format!("Redis {redis}, PostgreSQL {postgres}\n"))
 }
 

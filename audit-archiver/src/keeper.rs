@@ -1,11 +1,15 @@
 //! What must be done now and then: partitions ahead, retention on both sides, a look at whether trails end where they
-//! should. Owns the rhythm; the rules are in `trim` and `retention`.
+//! should, and how long Redis has room. Owns the rhythm; the rules are in `trim`, `retention` and `protocol::room`.
+//!
+//! The rule it keeps: Redis is looked at whether or not PostgreSQL answers, since that is when it fills.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use protocol::redis::Head;
+use protocol::room::{ALARM, Room, in_words};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -32,16 +36,57 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) async fn run(self) {
         let mut window = HotWindow::new(self.config.hot_retention, self.config.redis_memory_budget);
+        let (began, mut room) = (Instant::now(), Room::default());
         while !self.stop.is_cancelled() {
-            if let Some(Err(lost)) = self.stop.run_until_cancelled(self.round(&mut window)).await {
+            let upkeep = async {
+                self.look_at_memory(&mut window, &mut room, began.elapsed()).await?;
+                self.round(&window).await
+            };
+            if let Some(Err(lost)) = self.stop.run_until_cancelled(upkeep).await {
                 tracing::warn!(error = %Chain(&lost), "upkeep waits");
             }
             self.stop.run_until_cancelled(tokio::time::sleep(self.config.upkeep_every)).await;
         }
     }
 
+    /// Shortens the hot window where memory is short, and says how long there is room.
+    async fn look_at_memory(
+        &self,
+        window: &mut HotWindow,
+        room: &mut Room,
+        at: Duration,
+    ) -> Result<(), Lost> {
+        let mut trail = Trail::connect(&self.config.redis_url).await?;
+        let memory = trail.memory().await?;
+        room.note(at, memory.used);
+        let left = room.left(memory.limit);
+        self.metrics.redis_left.set(left.map_or(f64::INFINITY, |left| left.as_secs_f64()));
+        if let Some(left) = left.filter(|left| *left < ALARM) {
+            let (used, limit) = (memory.used, memory.limit);
+            tracing::warn!(used, limit, left = in_words(left), "Redis is full soon; then dispatches wait");
+        }
+        let own = if memory.is_set { memory.limit } else { 0 };
+        let over = window.is_over(memory.used, own);
+        // How old the oldest block is bounds from where the window has to shrink; asked only when that matters.
+        let shards = self.assigned.borrow().clone();
+        let oldest = if over { trail.oldest(&shards).await? } else { None };
+        window.adapt(memory.used, own, oldest.map(|at| day::now().since(at)));
+        let hot = window.length();
+        self.metrics.over_budget.set(i64::from(over));
+        self.metrics.hot_seconds.set(hot.as_secs_f64());
+        if over {
+            let used = memory.used;
+            tracing::warn!(
+                used,
+                hot_seconds = hot.as_secs(),
+                "Redis is over its memory budget; the hot window shrinks"
+            );
+        }
+        Ok(())
+    }
+
     /// One round on connections of its own: rounds are seldom, and servers may have gone in between.
-    async fn round(&self, window: &mut HotWindow) -> Result<(), Lost> {
+    async fn round(&self, window: &HotWindow) -> Result<(), Lost> {
         let mut store = Store::connect(&self.config.postgres_url).await?;
         let today = Day::of(day::now());
         store.ensure_partitions([today, today.next()]).await?;
@@ -98,20 +143,9 @@ impl Keeper {
         trail: &mut Trail,
         client: &Client,
         cursors: &BTreeMap<u8, Head>,
-        window: &mut HotWindow,
+        window: &HotWindow,
     ) -> Result<(), Lost> {
-        let (used, limit) = trail.memory().await?;
-        let over = window.adapt(used, limit);
         let hot = window.length();
-        self.metrics.over_budget.set(i64::from(over));
-        self.metrics.hot_seconds.set(hot.as_secs_f64());
-        if over {
-            tracing::warn!(
-                used,
-                hot_seconds = hot.as_secs(),
-                "Redis is over its memory budget; the hot window shrinks"
-            );
-        }
         let shards: Vec<u8> = cursors.keys().copied().collect();
         let before = OffsetDateTime::from_unix_timestamp_nanos(i128::from(day::now().0)).map(|now| now - hot);
         let Ok(before) = before else { return Ok(()) };

@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod chain;
+pub mod checkpoint;
 pub mod config;
 mod copy;
 pub mod day;
@@ -21,6 +22,7 @@ mod shares;
 mod store;
 mod trail;
 mod trim;
+pub mod verify;
 mod worker;
 
 pub use postgres::connect;

@@ -22,6 +22,11 @@ async fn main() -> anyhow::Result<()> {
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => audit_archiver::service::run(cli.config, until_told()?).await,
         Verb::Migrate => migrate(&cli.config).await,
+        Verb::CheckpointKey => {
+            let key = cli.config.checkpoint_key()?.context("name the key with --checkpoint-key-file")?;
+            show(&key.public().to_string());
+            Ok(())
+        }
         Verb::Hold(verb) => hold(&cli.config, verb).await,
     }
 }

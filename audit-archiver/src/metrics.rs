@@ -1,7 +1,7 @@
 //! What the archiver counts and shows. Owns the names of its metrics; the places that know report here.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -28,11 +28,18 @@ pub struct Metrics {
     pub(crate) shards: Gauge,
     pub(crate) stopped: Family<Shard, Gauge>,
     pub(crate) over_budget: Gauge,
+    pub(crate) redis_left: Gauge<f64, AtomicU64>,
     pub(crate) hot_seconds: Gauge<f64, AtomicU64>,
     pub(crate) delay_seconds: Gauge<f64, AtomicU64>,
     pub(crate) commit_seconds: Seconds,
+    pub(crate) checkpoint_at: Gauge,
+    pub(crate) checkpoint_overdue: Gauge,
+    pub(crate) checkpoints_missed: Counter,
     pub(crate) redis_up: Up,
     pub(crate) postgres_up: Up,
+    pub(crate) postgres_stores: Up,
+    /// The workers whose last transaction PostgreSQL did not store, a bit for each.
+    refused: AtomicU64,
 }
 
 /// Times from half a millisecond on.
@@ -47,20 +54,20 @@ impl Default for Seconds {
 
 /// Whether a server answered when it was last asked.
 #[derive(Debug, Default)]
-pub(crate) struct Up(AtomicBool);
+pub(crate) struct Up(Gauge);
 
 impl Up {
     pub(crate) fn set(&self, up: bool) {
-        self.0.store(up, Ordering::Relaxed);
+        self.0.set(i64::from(up));
     }
 
     /// Sets it, and says what it was.
     pub(crate) fn replace(&self, up: bool) -> bool {
-        self.0.swap(up, Ordering::Relaxed)
+        self.0.set(i64::from(up)) != 0
     }
 
     pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.get() != 0
     }
 }
 
@@ -90,6 +97,18 @@ impl Metrics {
             "1 while Redis uses more memory than its budget",
             m.over_budget.clone(),
         );
+        r.register("redis_up", "1 while Redis answers", m.redis_up.0.clone());
+        r.register("postgres_up", "1 while PostgreSQL answers", m.postgres_up.0.clone());
+        r.register(
+            "postgres_stores",
+            "0 while PostgreSQL does not store what it is given, though it may answer",
+            m.postgres_stores.0.clone(),
+        );
+        r.register(
+            "redis_full_in_seconds",
+            "Time until Redis is full at the growth of the last minutes; infinite while it does not grow",
+            m.redis_left.clone(),
+        );
         r.register_with_unit(
             "hot_window",
             "Age up to which Redis keeps what is archived",
@@ -103,12 +122,39 @@ impl Metrics {
             m.delay_seconds.clone(),
         );
         r.register_with_unit("commit", "Time of one transaction", Unit::Seconds, m.commit_seconds.0.clone());
+        r.register_with_unit(
+            "checkpoint_written",
+            "When the last signed checkpoint was written, seconds since 1970; 0 before the first",
+            Unit::Seconds,
+            m.checkpoint_at.clone(),
+        );
+        r.register(
+            "checkpoint_overdue",
+            "1 while the last checkpoint is older than three intervals",
+            m.checkpoint_overdue.clone(),
+        );
+        r.register(
+            "checkpoints_missed",
+            "Checkpoints that could not be written",
+            m.checkpoints_missed.clone(),
+        );
         (m, r)
     }
 
-    /// Whether both servers answered when they were last asked.
+    /// Whether PostgreSQL stored what a worker gave it last; it counts as storing when it does for all of them.
+    pub(crate) fn stored(&self, worker: u8, stored: bool) {
+        let bit = 1_u64 << (worker % 64);
+        let refused = if stored {
+            self.refused.fetch_and(!bit, Ordering::Relaxed) & !bit
+        } else {
+            self.refused.fetch_or(bit, Ordering::Relaxed) | bit
+        };
+        self.postgres_stores.set(refused == 0);
+    }
+
+    /// Whether both servers did what they were last asked for.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.redis_up.get() && self.postgres_up.get()
+        self.redis_up.get() && self.postgres_up.get() && self.postgres_stores.get()
     }
 }

@@ -13,6 +13,9 @@ use crate::rows::Table;
 /// Held while a day is dropped, and while a hold is placed.
 pub(crate) const HOLD_LOCK: i64 = 0x6d65_7368_686f_6c64;
 
+/// The note that says that a day was dropped, and why.
+pub(crate) const DAY_DROPPED: &str = "day_dropped";
+
 /// What one round did.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
@@ -40,13 +43,18 @@ pub(crate) async fn drop_old(
         for table in Table::ALL {
             transaction.batch_execute(&format!("DROP TABLE IF EXISTS {}", table.partition(day))).await?;
         }
+        let body = serde_json::json!({ "day": day.to_string(), "retention_days": days }).to_string();
+        let note = "INSERT INTO audit_note (at, epoch, block, shard, kind, agent, body) \
+                    VALUES (now(), 0, 0, 0, $1, NULL, $2)";
+        transaction.execute(note, &[&DAY_DROPPED, &body]).await?;
         transaction.commit().await?;
         round.dropped.push(day);
     }
     Ok(round)
 }
 
-async fn partitioned_days(client: &Client) -> Result<BTreeSet<Day>, tokio_postgres::Error> {
+/// The days that have partitions.
+pub(crate) async fn partitioned_days(client: &Client) -> Result<BTreeSet<Day>, tokio_postgres::Error> {
     let tables: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
     let query = "SELECT child.relname FROM pg_inherits \
          JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent \

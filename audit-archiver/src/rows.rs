@@ -69,6 +69,15 @@ impl Table {
         }
     }
 
+    /// The place of the column `epoch`; behind it stand the sequence of the block, and the shard.
+    pub(crate) const fn place(self) -> usize {
+        match self {
+            Self::Blocks | Self::Notes => 1,
+            Self::Decisions => 15,
+            Self::Completions => 10,
+        }
+    }
+
     const fn width(self) -> u16 {
         match self {
             Self::Blocks => 8,
@@ -113,6 +122,13 @@ impl Rows {
         buffer.bytes(&block.previous);
         buffer.bytes(&checked.head.hash);
         buffer.bytes(bytes);
+    }
+
+    /// The rows so far, one by one, as they go into a COPY.
+    pub(crate) fn each(&self, mut each: impl FnMut(Table, Day, &[u8])) {
+        for ((table, day), buffer) in &self.buffers {
+            buffer.each_row(|row| each(*table, *day, row));
+        }
     }
 
     /// How many records there are: decided dispatches, ends, notes.

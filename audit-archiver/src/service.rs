@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Writer;
 use crate::config::Config;
 use crate::keeper::Keeper;
 use crate::metrics::Metrics;
@@ -35,6 +36,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         return Ok(());
     }
     metrics.postgres_up.set(true);
+    metrics.postgres_stores.set(true);
     let (assigned, shards) = watch::channel(Vec::new());
     let keep = shares::keep(config.postgres_url.clone(), assigned, Arc::clone(&metrics), stop.clone());
     tasks.spawn(async move {
@@ -47,6 +49,20 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tasks.spawn(async move {
             worker.run().await;
             ("worker", Ok(()))
+        });
+    }
+    if let Some((folder, key)) = config.checkpoints_and_key()? {
+        let writer = Writer {
+            folder,
+            key,
+            every: config.checkpoint_every,
+            redis_url: config.redis_url.clone(),
+            metrics: Arc::clone(&metrics),
+            stop: stop.clone(),
+        };
+        tasks.spawn(async move {
+            writer.run().await;
+            ("checkpoints", Ok(()))
         });
     }
     let keeper = Keeper { config, assigned: shards, metrics, stop: stop.clone() };

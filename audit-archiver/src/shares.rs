@@ -19,6 +19,8 @@ use crate::worker::Chain;
 const CLASS: i32 = 0x6d65_7368;
 /// The second half of the key that all archivers share; shards are below it.
 const PRESENT: i32 = 1_000;
+/// The locks of an archiver that stands still go after this, though its connection lives: its kernel still answers for it.
+const SILENCE_MAX: &str = "SET idle_session_timeout = '5s'";
 /// How often shares are looked at; bounds how long a dead archiver's shards lie idle.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -48,6 +50,7 @@ async fn session(
     metrics: &Metrics,
 ) -> Result<(), tokio_postgres::Error> {
     let client = crate::postgres::connect(url, "audit-archiver shares").await?;
+    client.batch_execute(SILENCE_MAX).await?;
     client.execute("SELECT pg_advisory_lock_shared($1, $2)", &[&CLASS, &PRESENT]).await?;
     let mut mine: Vec<u8> = Vec::new();
     // Archivers that begin their search at different shards seldom ask for the same one.

@@ -16,8 +16,13 @@ use crate::rows::{Rows, Table};
 
 /// The largest piece of a COPY that is handed to the driver at once.
 const PIECE_BYTES: usize = 256 * 1024;
+/// An archiver that stands still inside a transaction holds rows that others need; PostgreSQL ends it after this.
+const GIVE_UP: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '60s'";
 /// Held while partitions are made.
 const PARTITION_LOCK: i64 = 0x6d65_7368_7061_7274;
+
+/// The note that says that a shard is archived no further, and why.
+pub(crate) const ARCHIVE_STOPPED: &str = "archive_stopped";
 
 /// A cursor's way in one transaction.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +50,9 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) async fn connect(url: &str) -> Result<Self, tokio_postgres::Error> {
-        Ok(Self { client: crate::postgres::connect(url, "audit-archiver").await?, days: BTreeSet::new() })
+        let client = crate::postgres::connect(url, "audit-archiver").await?;
+        client.batch_execute(GIVE_UP).await?;
+        Ok(Self { client, days: BTreeSet::new() })
     }
 
     /// The cursors of some shards.
@@ -127,8 +134,8 @@ impl Store {
             let body =
                 serde_json::json!({ "shard": shard, "after": at.id.to_string(), "problem": why }).to_string();
             let note = "INSERT INTO audit_note (at, epoch, block, shard, kind, agent, body) \
-                        VALUES (now(), $1, $2, $3, 'archive_stopped', NULL, $4)";
-            transaction.execute(note, &[&epoch, &sequence, &number, &body]).await?;
+                        VALUES (now(), $1, $2, $3, $5, NULL, $4)";
+            transaction.execute(note, &[&epoch, &sequence, &number, &body, &ARCHIVE_STOPPED]).await?;
         }
         transaction.commit().await?;
         Ok(news)

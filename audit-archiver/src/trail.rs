@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use governance::Timestamp;
+use protocol::audit;
 use protocol::redis::{self as keys, BLOCK_FIELD, EntryId, Head};
+use protocol::room::Memory;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, RedisResult, Value};
@@ -22,7 +25,7 @@ const ANSWER_BLOCKS: usize = 64;
 const TEXT_BYTES: usize = 255;
 
 /// One entry of a shard's stream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) id: EntryId,
     pub(crate) bytes: Vec<u8>,
@@ -108,7 +111,14 @@ impl Trail {
         for (shard, id) in archived {
             pipe.set(keys::archived(shard), id.to_string()).ignore();
         }
-        if pipe.is_empty() { Ok(()) } else { pipe.query_async(&mut self.connection).await }
+        if pipe.is_empty() {
+            return Ok(());
+        }
+        match pipe.query_async(&mut self.connection).await {
+            // It is told for people; a Redis that is full takes it when archived blocks were trimmed.
+            Err(error) if error.code() == Some("OOM") => Ok(()),
+            told => told,
+        }
     }
 
     pub(crate) async fn ping(&mut self) -> RedisResult<()> {
@@ -126,6 +136,30 @@ impl Trail {
             heads.insert(shard, head);
         }
         Ok(heads)
+    }
+
+    /// How far shards are archived, as far as Redis was told.
+    pub(crate) async fn archived(&mut self, shards: &[u8]) -> RedisResult<BTreeMap<u8, EntryId>> {
+        let mut archived = BTreeMap::new();
+        for (shard, text) in self.texts(shards, keys::archived).await? {
+            let Some(text) = text else { continue };
+            let id = EntryId::parse(&text).ok_or_else(|| malformed("an id", &keys::archived(shard)))?;
+            archived.insert(shard, id);
+        }
+        Ok(archived)
+    }
+
+    /// The blocks from one id to another, both included; as many as one answer holds.
+    pub(crate) async fn page(&mut self, shard: u8, from: EntryId, to: EntryId) -> RedisResult<Vec<Entry>> {
+        let mut command = redis::cmd("XRANGE");
+        command
+            .arg(keys::stream(shard))
+            .arg(from.to_string())
+            .arg(to.to_string())
+            .arg("COUNT")
+            .arg(ANSWER_BLOCKS);
+        let reply: StreamRangeReply = command.query_async(&mut self.connection).await?;
+        entries(reply.ids)
     }
 
     /// The oldest block that a new home of the shard needs, where there is a snapshot.
@@ -168,15 +202,30 @@ impl Trail {
         command.query_async(&mut self.connection).await
     }
 
-    /// Bytes that Redis uses, and the most it may; 0 for no limit.
-    pub(crate) async fn memory(&mut self) -> RedisResult<(u64, u64)> {
+    /// What Redis says of its memory.
+    pub(crate) async fn memory(&mut self) -> RedisResult<Memory> {
         let info: String = redis::cmd("INFO").arg("memory").query_async(&mut self.connection).await?;
-        let field = |name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
-                .unwrap_or(0)
-        };
-        Ok((field("used_memory"), field("maxmemory")))
+        Ok(Memory::parse(&info))
+    }
+
+    /// When the oldest block that any of these shards still holds was written; none where there is none that can be read.
+    pub(crate) async fn oldest(&mut self, shards: &[u8]) -> RedisResult<Option<Timestamp>> {
+        if shards.is_empty() {
+            return Ok(None);
+        }
+        let mut pipe = redis::pipe();
+        for shard in shards {
+            pipe.cmd("XRANGE").arg(keys::stream(*shard)).arg("-").arg("+").arg("COUNT").arg(1);
+        }
+        let replies: Vec<StreamRangeReply> = pipe.query_async(&mut self.connection).await?;
+        let mut oldest = None;
+        for entry in
+            replies.into_iter().map(|reply| entries(reply.ids)).collect::<RedisResult<Vec<_>>>()?.concat()
+        {
+            let at = audit::Head::decode(&entry.bytes).map(|head| head.at).ok();
+            oldest = [oldest, at].into_iter().flatten().min();
+        }
+        Ok(oldest)
     }
 }
 

@@ -28,18 +28,25 @@ impl HotWindow {
         Self { wanted, now: wanted, budget }
     }
 
+    /// Whether memory is over the budget, which is a share of Redis' own limit where none was given; never where there is neither.
+    pub(crate) fn is_over(&self, used: u64, limit: u64) -> bool {
+        self.budget(limit).is_some_and(|budget| used > budget)
+    }
+
+    fn budget(&self, limit: u64) -> Option<u64> {
+        self.budget.or_else(|| (limit > 0).then(|| limit / 100 * BUDGET_PERCENT))
+    }
+
     /// Takes note of Redis' memory: halves the window while it is over the budget, doubles it up to the wanted one when
-    /// there is room again. Says whether it is over.
-    pub(crate) fn adapt(&mut self, used: u64, limit: u64) -> bool {
-        let own = (limit > 0).then(|| limit / 100 * BUDGET_PERCENT);
-        let Some(budget) = self.budget.or(own) else { return false };
-        let over = used > budget;
-        if over {
-            self.now /= 2;
+    /// there is room again. A window longer than what is held, whose age may be given, is halved from there: otherwise it would
+    /// take rounds until anything goes.
+    pub(crate) fn adapt(&mut self, used: u64, limit: u64, held: Option<Duration>) {
+        let Some(budget) = self.budget(limit) else { return };
+        if used > budget {
+            self.now = self.now.min(held.unwrap_or(self.now)) / 2;
         } else if used < budget / 100 * RELAXED_PERCENT {
             self.now = (self.now * 2).max(Duration::from_secs(1)).min(self.wanted);
         }
-        over
     }
 
     pub(crate) const fn length(&self) -> Duration {
@@ -98,20 +105,30 @@ mod tests {
     fn the_window_shrinks_over_the_budget_and_comes_back() {
         let day = Duration::from_secs(86_400);
         let mut window = HotWindow::new(day, Some(1_000));
-        assert!(window.adapt(1_001, 0));
-        assert_eq!(window.length(), day / 2);
-        assert!(!window.adapt(900, 0));
-        assert_eq!(window.length(), day / 2);
-        assert!(!window.adapt(700, 0));
-        assert_eq!(window.length(), day);
-        assert!(!window.adapt(0, 0));
-        assert_eq!(window.length(), day);
+        let length_at = |window: &mut HotWindow, used| {
+            window.adapt(used, 0, None);
+            window.length()
+        };
+        assert!(window.is_over(1_001, 0) && !window.is_over(1_000, 0));
+        assert_eq!(length_at(&mut window, 1_001), day / 2);
+        assert_eq!(length_at(&mut window, 900), day / 2);
+        assert_eq!(length_at(&mut window, 700), day);
+        assert_eq!(length_at(&mut window, 0), day);
+    }
+
+    #[test]
+    fn the_window_shrinks_from_what_is_held() {
+        let mut window = HotWindow::new(Duration::from_secs(86_400 * 30), Some(1_000));
+        window.adapt(2_000, 0, Some(Duration::from_secs(600)));
+        assert_eq!(window.length(), Duration::from_secs(300));
+        window.adapt(2_000, 0, Some(Duration::from_secs(299)));
+        assert_eq!(window.length(), Duration::from_nanos(149_500_000_000));
     }
 
     #[test]
     fn redis_own_limit_is_the_budget_where_none_is_given() {
-        let mut window = HotWindow::new(Duration::from_secs(60), None);
-        assert!(!window.adapt(u64::MAX, 0));
-        assert!(window.adapt(80_000, 100_000));
+        let window = HotWindow::new(Duration::from_secs(60), None);
+        assert!(!window.is_over(u64::MAX, 0));
+        assert!(window.is_over(80_000, 100_000));
     }
 }

@@ -67,7 +67,7 @@ impl Worker {
             let Err(lost) = self.session().await else { return };
             match &lost {
                 Lost::Redis(_) => self.metrics.redis_up.set(false),
-                Lost::Postgres(_) => self.metrics.postgres_up.set(false),
+                Lost::Postgres(_) => self.metrics.stored(self.index, false),
             }
             tracing::warn!(worker = self.index, error = %Chain(&lost), "the trail stays in Redis; trying again");
             if started.elapsed() > RETRY_MAX {
@@ -92,6 +92,7 @@ impl Worker {
             if session.cursors.is_empty() {
                 session.trail.ping().await?;
                 self.metrics.redis_up.set(true);
+                self.metrics.stored(self.index, true);
                 rest = PACE;
                 continue;
             }
@@ -99,6 +100,7 @@ impl Worker {
             self.metrics.redis_up.set(true);
             let started = Instant::now();
             let records = self.archive(&mut session, batch).await?;
+            self.metrics.stored(self.index, true);
             rest =
                 if records < BUSY_RECORDS { PACE.saturating_sub(started.elapsed()) } else { Duration::ZERO };
         }

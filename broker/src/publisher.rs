@@ -23,7 +23,10 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often overdue acks are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
 
-const FULL: u64 = 10_077;
+/// The stream did not store it. For want of room by the stream's own bounds, which the words tell; or because its disk failed.
+const NOT_STORED: u64 = 10_077;
+/// How the words begin that tell of a bound of the stream: of messages, of bytes, or of messages per subject.
+const BOUND_REACHED: &str = "maximum ";
 const STREAM_BYTES_EXCEEDED: u64 = 10_047;
 /// The broker compared the fence with what was expected, and tells where it lies.
 const FENCE_MOVED: u64 = 10_071;
@@ -232,7 +235,10 @@ fn judge(ack: &async_nats::Message) -> Result<PubAck, PublishError> {
         serde_json::from_slice(&ack.payload).map_err(|e| PublishError::Unconfirmed(e.to_string()))?;
     match ack.error {
         None => Ok(PubAck { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate }),
-        Some(e) if e.err_code == FULL || e.err_code == STREAM_BYTES_EXCEEDED => Err(PublishError::Full),
+        Some(e) if e.err_code == STREAM_BYTES_EXCEEDED => Err(PublishError::Full),
+        Some(e) if e.err_code == NOT_STORED && e.description.starts_with(BOUND_REACHED) => {
+            Err(PublishError::Full)
+        }
         // A fence that lies nowhere was not read: a leader that is stopping has closed its store.
         Some(e) if e.err_code == FENCE_MOVED && !e.description.ends_with(": 0") => Err(PublishError::Fenced),
         Some(e) if passes(e.err_code) => Err(PublishError::Unconfirmed(e.description)),
@@ -242,7 +248,7 @@ fn judge(ack: &async_nats::Message) -> Result<PubAck, PublishError> {
 
 /// Whether a refusal is no decision. Without a code of its own, the server is busy or short of something that may come back.
 fn passes(code: u64) -> bool {
-    [0, 10_008, 10_023, 10_167, FENCE_BUSY, FENCE_MOVED, ID_BUSY].contains(&code)
+    [0, 10_008, 10_023, 10_167, NOT_STORED, FENCE_BUSY, FENCE_MOVED, ID_BUSY].contains(&code)
 }
 
 #[cfg(test)]
@@ -275,6 +281,13 @@ mod tests {
             (10_008, "JetStream system temporarily unavailable"),
         ] {
             assert_eq!(refused(code, why), Err(PublishError::Unconfirmed(why.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_no_full_subject() {
+        for why in ["write /data/1.blk: no space left on device", "store is closed"] {
+            assert_eq!(refused(10_077, why), Err(PublishError::Unconfirmed(why.to_owned())));
         }
     }
 

@@ -3,6 +3,7 @@
 //! The rule it keeps: an exported line begins with the article's fields in the article's order; further ones stand behind.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use audit_archiver::archive::{Archive, LogRow};
@@ -15,6 +16,7 @@ use crate::answer::Answer;
 use crate::mesh::Mesh;
 use crate::moment;
 use crate::output::{Lines, Output};
+use crate::verify;
 
 /// How often a followed log is looked at.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -36,6 +38,7 @@ const EXPORT_EXAMPLES: &str = concat!(
     "Examples:\n",
     "  mesh audit export --since 24h > day.jsonl\n",
     "  mesh audit export --since 2026-02-14T09:00:00Z --conversation sms-17\n",
+    "  mesh audit export --since 24h --proof day.bundle\n",
     "  mesh audit export --since 1h | jq -r 'select(.outcome == \"timeout\") | .dispatch_id'",
 );
 
@@ -64,6 +67,10 @@ enum Verb {
         /// Begins there: a time back, as 15m or 24h, a moment, or `all`.
         #[arg(long, value_parser = moment::parse_since, value_name = "TIME")]
         since: Timestamp,
+        /// Writes a bundle there instead: the lines, the audit blocks that they follow from, and the signed checkpoints of
+        /// those. `mesh verify --offline` checks it on any machine.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["agent", "conversation"])]
+        proof: Option<PathBuf>,
         #[command(flatten)]
         only: Only,
     },
@@ -104,7 +111,8 @@ pub(crate) async fn run(args: &AuditArgs, mesh: &Mesh, output: &Output) -> anyho
                 follow_log(&archive, &mut printer, &newest).await?;
             }
         }
-        Verb::Export { since, only } => {
+        Verb::Export { since, proof: Some(file), .. } => verify::export(*since, file, mesh, output).await?,
+        Verb::Export { since, only, proof: None } => {
             let mut lines = Lines::new();
             let mut rows = std::pin::pin!(archive.export(*since).await?);
             while let Some(row) = rows.try_next().await? {

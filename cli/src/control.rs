@@ -74,7 +74,7 @@ fn coordinators(count: u32) -> String {
 /// # Errors
 /// When no coordinator answers.
 pub(crate) async fn ask<T: DeserializeOwned>(client: &Client, verb: &str) -> anyhow::Result<Answers<T>> {
-    let nothing = Operation { agent: String::new(), reason: String::new(), operator: String::new() };
+    let nothing = Operation::default();
     command(client, verb, &nothing).await
 }
 

@@ -1,4 +1,4 @@
-//! `mesh dlq`: the dead letters, as they stand in their stream. Reads; removes nothing.
+//! `mesh dlq`: the dead letters, as they stand in their stream. Reads; what is sent again or removed, `letters` orders.
 //!
 //! The rule it keeps: a list shows no payload; that takes asking for one letter.
 
@@ -10,18 +10,21 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, stream};
 use clap::{Args, Subcommand};
 use futures::TryStreamExt;
-use governance::AgentId;
+use governance::{AgentId, Timestamp};
 use protocol::control::DeadLetter;
-use protocol::text::unhex;
+use protocol::text::{rfc3339, unhex};
 use protocol::{json, streams, subjects};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Usage};
+use crate::letters::{self, LettersArgs};
 use crate::mesh::Mesh;
 use crate::output::{Column, Output, table};
 
 /// Letters in one pull: each may be as large as two payloads.
 const PULL_MAX: usize = 64;
+/// How long to wait until what an operator had done is archived.
+const ARCHIVE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the broker keeps the consumer of a reader that went away.
 const READER_KEPT: Duration = Duration::from_secs(30);
 
@@ -40,6 +43,10 @@ enum Verb {
         /// The id of the dispatch.
         id: String,
     },
+    /// Sends letters again: as new dispatches of their sources, with the rights and quotas that hold for these.
+    Redrive(LettersArgs),
+    /// Removes letters.
+    Drop(LettersArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -57,6 +64,8 @@ pub(crate) async fn run(args: &DlqArgs, mesh: &Mesh, output: &Output) -> anyhow:
         None => list(&ListArgs { target: None, limit: 50 }, mesh, output).await,
         Some(Verb::List(args)) => list(args, mesh, output).await,
         Some(Verb::Show { id }) => show(id, mesh, output).await,
+        Some(Verb::Redrive(args)) => letters::run(letters::Verb::Redrive, args, mesh, output).await,
+        Some(Verb::Drop(args)) => letters::run(letters::Verb::Drop, args, mesh, output).await,
     }
 }
 
@@ -65,7 +74,7 @@ async fn list(args: &ListArgs, mesh: &Mesh, output: &Output) -> anyhow::Result<A
     let filter = filter.transpose()?.map(|id| subjects::dlq(&id));
     let mut letters = VecDeque::new();
     let mut older: u64 = 0;
-    read(mesh, filter, |letter| {
+    read(mesh, filter, |_, letter| {
         if letters.len() == args.limit as usize {
             letters.pop_front();
             older += 1;
@@ -89,16 +98,13 @@ async fn show(id: &str, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> 
         id.parse().map_err(|e: governance::names::IdError| Usage(e.to_string()))?;
     let id = id.to_string();
     let mut found = None;
-    read(mesh, None, |letter| {
+    read(mesh, None, |_, letter| {
         if letter.id == id {
             found = Some(letter);
         }
     })
     .await?;
-    let Some(letter) = found else {
-        output.note(&format!("there is no dead letter {id}"));
-        return Ok(Answer::No);
-    };
+    let Some(letter) = found else { return show_order(&id, mesh, output).await };
     let payload = unhex(&letter.payload_hex).map_or(Value::Null, |bytes| json::value(&bytes));
     let mut whole = without_payload(&letter);
     whole["payload"] = payload.clone();
@@ -106,8 +112,34 @@ async fn show(id: &str, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> 
     Ok(Answer::Yes)
 }
 
-/// Reads every letter there is, oldest first.
-async fn read(mesh: &Mesh, filter: Option<String>, mut each: impl FnMut(DeadLetter)) -> anyhow::Result<()> {
+/// What an operator had done with a letter that is there no more.
+async fn show_order(id: &str, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> {
+    let archive = mesh.archive().await?;
+    if let Err(error) = archive.until_archived(&mesh.redis_url, ARCHIVE_PATIENCE).await {
+        output.note(&format!("mesh: {error}; the newest may be missing here"));
+    }
+    let notes = archive.notes(Some("operator"), Timestamp::ZERO).await?;
+    let Some(note) = notes.iter().rev().find(|note| note.body["letter"] == *id) else {
+        output.note(&format!("there is no dead letter {id}"));
+        return Ok(Answer::No);
+    };
+    let text = |name: &str| note.body[name].as_str().unwrap_or("-");
+    output.show(note, || {
+        let (at, by, why) = (rfc3339(note.at), text("operator"), text("reason"));
+        match note.body["as"].as_str() {
+            Some(new) => format!("sent again as {new} by {by} at {at}: {why}\nits fate: mesh trace {new}"),
+            None => format!("dropped by {by} at {at}: {why}"),
+        }
+    })?;
+    Ok(Answer::Yes)
+}
+
+/// Reads every letter there is with its place, oldest first.
+pub(crate) async fn read(
+    mesh: &Mesh,
+    filter: Option<String>,
+    mut each: impl FnMut(u64, DeadLetter),
+) -> anyhow::Result<()> {
     let js = jetstream::new(mesh.broker().await?);
     let stream: stream::Stream =
         js.get_stream(streams::DLQ).await.context("the mesh has no dead-letter queue; see: mesh doctor")?;
@@ -129,8 +161,9 @@ async fn read(mesh: &Mesh, filter: Option<String>, mut each: impl FnMut(DeadLett
         let before = left;
         while let Some(message) = batch.try_next().await.map_err(|e| anyhow::anyhow!(e))? {
             left = left.saturating_sub(1);
+            let place = message.info().map_or(0, |info| info.stream_sequence);
             match serde_json::from_slice(&message.payload) {
-                Ok(letter) => each(letter),
+                Ok(letter) => each(place, letter),
                 Err(error) => tracing::warn!(%error, "a dead letter cannot be read"),
             }
         }
@@ -149,6 +182,7 @@ async fn read(mesh: &Mesh, filter: Option<String>, mut each: impl FnMut(DeadLett
 fn without_payload(letter: &DeadLetter) -> Value {
     json!({
         "id": letter.id, "at": letter.at, "source": letter.source, "target": letter.target,
+        "kind": letter.kind, "root": letter.root,
         "capability": letter.capability, "topic": letter.topic, "priority": letter.priority,
         "attempts": letter.attempts, "reason": letter.reason, "error": letter.error,
         "conversation": letter.conversation, "content_type": letter.content_type,
@@ -206,6 +240,7 @@ fn one(letter: &DeadLetter, payload: &Value) -> String {
         ("at", &letter.at),
         ("source", &letter.source),
         ("target", &letter.target),
+        ("kind", letter.kind.name()),
         ("called", called(letter)),
         ("lane", letter.priority.name()),
         ("attempts", &letter.attempts.to_string()),
@@ -220,7 +255,7 @@ fn one(letter: &DeadLetter, payload: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use governance::{Priority, Reason};
+    use governance::{Kind, Priority, Reason};
 
     fn letter() -> DeadLetter {
         DeadLetter {
@@ -230,6 +265,8 @@ mod tests {
             capability: "sync_contact".into(),
             topic: String::new(),
             priority: Priority::P2,
+            kind: Kind::Event,
+            root: String::new(),
             attempts: 5,
             reason: Reason::HandlerFailed,
             error: "the CRM says no\nin two lines".into(),

@@ -1,5 +1,5 @@
 //! `mesh doctor`: looks at everything the mesh needs, and says how to mend it. Owns the list of checks and how it is shown;
-//! each part has its own file. Changes nothing.
+//! each part has its own file. Leaves nothing changed.
 //!
 //! The rule it keeps: one line for each check, and a check that is not `ok` says what to do.
 

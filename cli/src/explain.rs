@@ -109,6 +109,10 @@ const MEANINGS: &[(Reason, &str)] = &[
         Reason::ExpiredUnknown,
         "The deadline passed, and whether a handler ran is unknown: the instance gave no word.",
     ),
+    (
+        Reason::RunnerLost,
+        "Instances were lost one after the other while they ran it, as many as the policy allows; it is a dead letter. See: mesh dlq",
+    ),
     (Reason::ErrorRate, "Of the runs in the breaker's window more failed than the policy allows."),
     (Reason::SlaExceeded, "Of the runs in the breaker's window too many took longer than the SLA allows."),
     (

@@ -7,12 +7,14 @@ mod agents;
 mod answer;
 mod audit;
 mod call;
+mod compliance;
 mod control;
 mod dlq;
 mod doctor;
 mod explain;
 mod graph;
 mod lanes;
+mod letters;
 mod mesh;
 mod moment;
 mod operate;
@@ -23,6 +25,7 @@ mod report;
 mod run;
 mod shards;
 mod trace;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -80,7 +83,7 @@ enum Command {
     Pause(operate::OperateArgs),
     /// Lets dispatches pass to an agent that was paused.
     Resume(operate::OperateArgs),
-    /// Dead letters: events that failed in every attempt.
+    /// Dead letters: events that failed in every attempt, and what instances died of. Shows them, sends them again, drops them.
     Dlq(dlq::DlqArgs),
     /// The log of every dispatch, from the archive.
     Audit(audit::AuditArgs),
@@ -90,6 +93,9 @@ enum Command {
     /// The performance table, computed from the archive. `report --help` has the formula of each row.
     #[command(after_long_help = report::formulas())]
     Report(report::ReportArgs),
+    /// Proves the audit: recomputes every chain, row and signature, and names the first break of each shard.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::VerifyArgs),
     /// Policies: the rules of the mesh.
     Policy(policy::PolicyArgs),
     /// What a reason means that stands in a reply, in the audit or in a metric.
@@ -148,7 +154,8 @@ async fn run(command: Command, mesh: &Mesh, output: &Output) -> anyhow::Result<A
         Command::Dlq(args) => dlq::run(&args, mesh, output).await,
         Command::Audit(args) => audit::run(&args, mesh, output).await,
         Command::Trace(args) => trace::run(&args, mesh, output).await,
-        Command::Report(args) => report::run(&args, mesh, output).await,
+        Command::Report(args) => Box::pin(report::run(&args, mesh, output)).await,
+        Command::Verify(args) => verify::run(&args, mesh, output).await,
         Command::Policy(args) => policy::run(&args, output),
         Command::Explain(args) => explain::run(&args, output),
         Command::Run(args) => run::run(args, mesh).await,

@@ -36,6 +36,8 @@ pub(crate) struct Addresses {
 pub(crate) struct Mesh {
     /// The broker.
     pub(crate) nats_url: String,
+    /// The monitors of the broker's nodes, where they are known.
+    pub(crate) nats_monitors: Vec<String>,
     /// The store of the trail.
     pub(crate) redis_url: String,
     /// The archive.
@@ -46,6 +48,10 @@ pub(crate) struct Mesh {
     pub(crate) policy: Option<PathBuf>,
     /// The file with the audit key, where it is known.
     pub(crate) audit_key_file: Option<PathBuf>,
+    /// The folders of signed checkpoints, where they are known.
+    pub(crate) checkpoints: Vec<PathBuf>,
+    /// The public key that checks their signatures, or the file that holds it, where it is known.
+    pub(crate) checkpoint_public_key: Option<String>,
     /// How all this was found, for people.
     pub(crate) found: String,
 }
@@ -77,7 +83,10 @@ impl Mesh {
         let address = |given: &Option<String>, name: &str, usual: &str| {
             given.clone().or_else(|| value(name)).unwrap_or_else(|| usual.to_owned())
         };
-        let coordinators = value("MESH_COORDINATORS").unwrap_or_default();
+        let list = |name: &str| -> Vec<String> {
+            let list = value(name).unwrap_or_default();
+            list.split(',').map(str::trim).filter(|one| !one.is_empty()).map(Into::into).collect()
+        };
         Self {
             nats_url: address(&addresses.nats_url, "MESH_NATS_URL", "nats://127.0.0.1:4222"),
             redis_url: address(&addresses.redis_url, "MESH_REDIS_URL", "redis://127.0.0.1:6379"),
@@ -86,14 +95,12 @@ impl Mesh {
                 "MESH_POSTGRES_URL",
                 "postgres://user:password@127.0.0.1:5432/mesh",
             ),
-            coordinators: coordinators
-                .split(',')
-                .map(str::trim)
-                .filter(|c| !c.is_empty())
-                .map(Into::into)
-                .collect(),
+            nats_monitors: list("MESH_NATS_MONITOR_URL"),
+            coordinators: list("MESH_COORDINATORS"),
             policy: value("MESH_POLICY").map(PathBuf::from),
             audit_key_file: value("MESH_AUDIT_KEY_FILE").map(PathBuf::from),
+            checkpoints: value("MESH_CHECKPOINTS").into_iter().map(PathBuf::from).collect(),
+            checkpoint_public_key: value("MESH_CHECKPOINT_PUBLIC_KEY"),
             found,
         }
     }

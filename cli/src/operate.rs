@@ -27,8 +27,12 @@ pub(crate) async fn run(
     mesh: &Mesh,
     output: &Output,
 ) -> anyhow::Result<Answer> {
-    let operation =
-        Operation { agent: args.agent.clone(), reason: args.reason.clone(), operator: args.operator.clone() };
+    let operation = Operation {
+        agent: args.agent.clone(),
+        reason: args.reason.clone(),
+        operator: args.operator.clone(),
+        letter: None,
+    };
     let answers: Answers<Value> = control::command(&mesh.broker().await?, verb, &operation).await?;
     match answers.of_one(&args.agent)? {
         Ok(body) => output.show(&body, || done(verb, &args.agent))?,

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use audit_archiver::archive::{Percentiles, Report};
-use clap::Args;
+use clap::{Args, Subcommand};
 use governance::Timestamp;
 use protocol::text::rfc3339;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::compliance;
 use crate::mesh::Mesh;
 use crate::moment;
 use crate::output::{Column, Output, table};
@@ -17,13 +18,26 @@ use crate::output::{Column, Output, table};
 const ARCHIVE_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ReportArgs {
     /// Over everything decided since then: a time back, as 15m or 24h, a moment, or `all`.
     #[arg(long, default_value = "24h", value_parser = moment::parse_since, value_name = "TIME")]
     since: Timestamp,
+    #[command(subcommand)]
+    about: Option<About>,
+}
+
+#[derive(Debug, Subcommand)]
+enum About {
+    /// A month for an auditor: completeness by day, violations, what operators did, what is kept.
+    #[command(after_help = compliance::EXAMPLES)]
+    Compliance(compliance::ComplianceArgs),
 }
 
 pub(crate) async fn run(args: &ReportArgs, mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> {
+    if let Some(About::Compliance(args)) = &args.about {
+        return compliance::run(args, mesh, output).await;
+    }
     let archive = mesh.archive().await?;
     if let Err(error) = archive.until_archived(&mesh.redis_url, ARCHIVE_PATIENCE).await {
         output.note(&format!("mesh: {error}; the newest is not in the figures"));

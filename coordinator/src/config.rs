@@ -37,6 +37,9 @@ pub(crate) struct Config {
     /// The name of this replica; the host's name and the process number by default.
     #[arg(long, env = "MESH_REPLICA")]
     pub(crate) replica: Option<String>,
+    /// `off-for-measuring` keeps no audit, which breaks promises 1 and 4: for a benchmark's own mesh only.
+    #[arg(long, env = "MESH_AUDIT", value_enum, default_value = "on", hide = true)]
+    pub(crate) audit: AuditArg,
     /// Alerts are posted there as JSON.
     #[arg(long, env = "MESH_WEBHOOK_URL", hide_env_values = true)]
     pub(crate) webhook_url: Option<String>,
@@ -56,6 +59,13 @@ impl From<StorageArg> for Storage {
             StorageArg::Memory => Self::Memory,
         }
     }
+}
+
+/// Whether what is decided is recorded. The long word is there so that nobody chooses it by accident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuditArg {
+    On,
+    OffForMeasuring,
 }
 
 fn parse_copies(text: &str) -> Result<usize, String> {

@@ -10,11 +10,12 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use protocol::control::READY_WITHOUT_AUDIT;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
-use crate::io::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::outages::Look;
 use crate::ownership::Standing;
 
 /// Beyond this silence a replica counts as unhealthy.
@@ -25,8 +26,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Health {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) standing: Arc<Standing>,
-    pub(crate) broker: async_nats::Client,
-    pub(crate) ledger: Ledger,
+    pub(crate) look: Look,
+    /// False where no audit is kept, for measuring.
+    pub(crate) records: bool,
 }
 
 /// Binds the address and, where wanted, writes it to a file.
@@ -60,17 +62,20 @@ async fn healthz(State(health): State<Health>) -> (StatusCode, &'static str) {
     (StatusCode::OK, "ok\n")
 }
 
-async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.broker.connection_state() != async_nats::connection::State::Connected {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the broker is away\n");
+async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
+    let not_ready = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    if let Some(why) = health.look.broker() {
+        return not_ready(why);
+    }
+    // A take-over waits for the ledger as well: what holds it up says more.
+    if let Some(why) = health.look.ledger().await {
+        return not_ready(why);
     }
     if !health.standing.ready.load(Ordering::Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "taking over\n");
+        return not_ready("taking over");
     }
-    if !health.ledger.answers().await {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the audit ledger is away\n");
-    }
-    (StatusCode::OK, "ready\n")
+    let ready = if health.records { "ready\n" } else { READY_WITHOUT_AUDIT };
+    (StatusCode::OK, ready.to_owned())
 }
 
 async fn metrics(State(health): State<Health>) -> Result<String, StatusCode> {

@@ -10,8 +10,10 @@ mod http;
 mod io;
 mod known;
 mod metrics;
+mod outages;
 mod ownership;
 mod questions;
+mod room;
 mod service;
 mod supervise;
 mod world;
@@ -25,18 +27,21 @@ use async_nats::jetstream;
 use broker::Publisher;
 use clap::Parser;
 use governance::Policy;
+use protocol::control::Alert;
 use protocol::{AuditKey, streams};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use config::Config;
+use config::{AuditArg, Config};
 use homes::Homes;
 use host::Host;
 use http::Health;
 use io::ledger::Ledger;
 use known::{Buckets, Known};
 use metrics::Metrics;
+use outages::Look;
 use ownership::{Membership, Owning, Standing};
 use questions::Questions;
 use service::Service;
@@ -87,6 +92,15 @@ fn read_rules(config: &Config) -> anyhow::Result<(Arc<Policy>, AuditKey)> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("failed to read the audit key {}", file.display()))?;
     let key = AuditKey::parse(&text).with_context(|| format!("{} holds no audit key", file.display()))?;
+    let key = match config.audit {
+        AuditArg::On => key,
+        AuditArg::OffForMeasuring => {
+            tracing::warn!(
+                "NO AUDIT IS KEPT: nothing is recorded, and a crash loses what was accepted. For measuring only"
+            );
+            key.without_audit()
+        }
+    };
     let Some(file) = &config.policy else { return Ok((Arc::default(), key)) };
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("failed to read the policy {}", file.display()))?;
@@ -121,17 +135,16 @@ async fn run(config: Config, policy: Arc<Policy>, key: AuditKey) -> anyhow::Resu
     let health = Health {
         metrics: Arc::clone(&metrics),
         standing: Arc::clone(&standing),
-        broker: bulk.clone(),
-        ledger: ledger.clone(),
+        look: Look { broker: bulk.clone(), ledger, stored: membership.stored() },
+        records: key.records(),
     };
-    tasks.start("http", http::serve(listener, health));
+    start_looking(&mut tasks, listener, health, homes.clone(), &alerts);
     tasks.start("known", known::follow(Arc::clone(&known), js.clone(), buckets.clone(), homes.clone()));
     tasks.start("alerts", io::alerts::run(bulk.clone(), config.webhook_url.clone(), alerts_out));
     tasks.start("announce", membership.clone().renew(stop.clone()));
-    let (questions, asked) = mpsc::channel(questions::WAITING_MAX);
     let answering =
         Questions { client: bulk.clone(), js: js.clone(), homes: homes.clone(), servers: servers.clone() };
-    tasks.start("questions", answering.run(asked));
+    let questions = start_questions(&mut tasks, answering);
     start_service(
         &mut tasks,
         &Service {
@@ -182,6 +195,26 @@ async fn own(mut tasks: Supervisor, owning: Owning, stop: CancellationToken) -> 
     };
     tasks.shutdown().await;
     result
+}
+
+/// What tells people how this replica and its servers are.
+fn start_looking(
+    tasks: &mut Supervisor,
+    listener: TcpListener,
+    health: Health,
+    homes: Homes,
+    alerts: &mpsc::Sender<Alert>,
+) {
+    let (look, metrics) = (health.look.clone(), Arc::clone(&health.metrics));
+    tasks.start("http", http::serve(listener, health));
+    tasks.start("room", room::watch(look.ledger.clone(), homes, Arc::clone(&metrics), alerts.clone()));
+    tasks.start("outages", outages::watch(look, metrics, alerts.clone()));
+}
+
+fn start_questions(tasks: &mut Supervisor, answering: Questions) -> mpsc::Sender<async_nats::Message> {
+    let (questions, asked) = mpsc::channel(questions::WAITING_MAX);
+    tasks.start("questions", answering.run(asked));
+    questions
 }
 
 fn start_service(tasks: &mut Supervisor, service: &Service) {

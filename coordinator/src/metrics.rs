@@ -38,6 +38,29 @@ struct ByAgent {
     agent: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByServer {
+    server: &'static str,
+}
+
+/// A server that dispatches wait for while it is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// nats-server.
+    Broker,
+    /// redis-server.
+    Ledger,
+}
+
+impl Server {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "nats",
+            Self::Ledger => "redis",
+        }
+    }
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -60,10 +83,13 @@ pub(crate) struct Metrics {
     /// The shards that defer P3, a bit for each.
     deferring: AtomicU64,
     homes: Gauge,
+    server_up: Family<ByServer, Gauge>,
     deposed: Counter,
     blocks: Counter,
     block_bytes: Counter,
     records: Counter,
+    redis_used: Gauge,
+    redis_left: Gauge<f64, AtomicU64>,
     alive_at: AtomicU64,
 }
 
@@ -93,17 +119,21 @@ impl Metrics {
             deferral: Gauge::default(),
             deferring: AtomicU64::new(0),
             homes: Gauge::default(),
+            server_up: Family::default(),
             deposed: Counter::default(),
             blocks: Counter::default(),
             block_bytes: Counter::default(),
             records: Counter::default(),
+            redis_used: Gauge::default(),
+            redis_left: Gauge::default(),
             alive_at: AtomicU64::new(clock::now().0),
         };
-        m.register();
+        m.register_dispatches();
+        m.register_mesh();
         m
     }
 
-    fn register(&mut self) {
+    fn register_dispatches(&mut self) {
         let r = &mut self.registry;
         r.register("dispatches_accepted", "Dispatches read from lanes", self.accepted.clone());
         r.register(
@@ -149,6 +179,11 @@ impl Metrics {
             "From acceptance to the outcome",
             self.latency_seconds.clone(),
         );
+    }
+
+    /// What is about agents, homes and servers.
+    fn register_mesh(&mut self) {
+        let r = &mut self.registry;
         r.register(
             "breaker_tripped",
             "1 while the breaker of an agent is not passing",
@@ -158,6 +193,11 @@ impl Metrics {
         r.register("deferral_active", "1 while P3 is deferred to protect P0", self.deferral.clone());
         r.register("homes", "Shards that this replica is home of", self.homes.clone());
         r.register(
+            "server_up",
+            "1 while a server does what the mesh needs of it, 0 while dispatches wait for it",
+            self.server_up.clone(),
+        );
+        r.register(
             "homes_deposed",
             "Homes that were refused by a fence because another one has taken over",
             self.deposed.clone(),
@@ -165,6 +205,12 @@ impl Metrics {
         r.register("audit_blocks", "Audit blocks written", self.blocks.clone());
         r.register("audit_block_bytes", "Bytes of audit blocks written", self.block_bytes.clone());
         r.register("audit_records", "Records in audit blocks written", self.records.clone());
+        r.register("redis_used_bytes", "Memory that Redis uses", self.redis_used.clone());
+        r.register(
+            "redis_full_in_seconds",
+            "Time until Redis is full at the growth of the last minutes; infinite while it does not grow",
+            self.redis_left.clone(),
+        );
     }
 
     /// The text that Prometheus reads.
@@ -187,6 +233,17 @@ impl Metrics {
     /// How many homes are here.
     pub(crate) fn homes(&self, count: usize) {
         self.homes.set(count as i64);
+    }
+
+    /// Whether a server does its work.
+    pub(crate) fn server_up(&self, server: Server, up: bool) {
+        self.server_up.get_or_create(&ByServer { server: server.name() }).set(i64::from(up));
+    }
+
+    /// What Redis uses, and for how long it has room.
+    pub(crate) fn room(&self, used: u64, left: Option<Duration>) {
+        self.redis_used.set(i64::try_from(used).unwrap_or(i64::MAX));
+        self.redis_left.set(left.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
 
     /// A home that was here learned that another one has taken over.

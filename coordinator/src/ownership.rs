@@ -49,6 +49,7 @@ pub(crate) struct Membership {
     name: String,
     http: String,
     since_ns: u64,
+    stored: Arc<AtomicBool>,
 }
 
 impl Membership {
@@ -60,7 +61,13 @@ impl Membership {
     ) -> anyhow::Result<Self> {
         let replicas = js.get_key_value(streams::REPLICAS_BUCKET).await?;
         let owners = js.get_key_value(streams::OWNERS_BUCKET).await?;
-        Ok(Self { broker, replicas, owners, name, http, since_ns: clock::now().0 })
+        let stored = Arc::new(AtomicBool::new(true));
+        Ok(Self { broker, replicas, owners, name, http, since_ns: clock::now().0, stored })
+    }
+
+    /// Whether the broker stored the last announcement.
+    pub(crate) fn stored(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stored)
     }
 
     /// Refuses to join replicas whose protocol is too far from this build's.
@@ -102,7 +109,9 @@ impl Membership {
                 () = leaving.cancelled(), if !told => told = true,
             }
             // While the broker is away nothing can be claimed by others either.
-            if let Err(e) = self.announce(leaving.is_cancelled()).await {
+            let announced = self.announce(leaving.is_cancelled()).await;
+            self.stored.store(announced.is_ok(), Ordering::Relaxed);
+            if let Err(e) = announced {
                 tracing::debug!(error = %e, "this replica could not announce itself");
             }
         }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::{Client, Message};
-use governance::{AgentId, DispatchId, Priority, shard_of};
-use home::Command;
+use governance::{AgentId, Priority, shard_of};
 use home::takeover::World as _;
+use home::{Asking, Command};
 use protocol::control::OpenQuestion;
 use protocol::{streams, subjects};
 use tokio::sync::{mpsc, oneshot};
@@ -105,14 +105,9 @@ impl Questions {
 }
 
 async fn open(home: &Link, message: &Message) -> Result<serde_json::Value, String> {
-    let question = parse::<OpenQuestion>(message)?;
-    let runs = question
-        .runs
-        .iter()
-        .map(|(id, count)| Ok((id.parse::<DispatchId>().map_err(|e| e.to_string())?, *count)))
-        .collect::<Result<Vec<_>, String>>()?;
+    let asking = Asking::read(parse::<OpenQuestion>(message)?)?;
     let (respond, told) = oneshot::channel();
-    home.send(Command::Open { runs, respond }).await;
+    home.send(Command::Open { asking, respond }).await;
     let answer = told.await.map_err(|_| STOPPING.to_owned())?;
     serde_json::to_value(answer).map_err(|e| e.to_string())
 }

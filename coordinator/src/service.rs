@@ -13,8 +13,8 @@ use async_nats::jetstream::kv::Store;
 use async_nats::{Client, Message};
 use futures::StreamExt;
 use governance::{AgentId, Beat, DispatchId, InstanceId, Policy, Registration, registration};
-use home::Command;
-use protocol::control::{self, Answer, Operation, Problem, Terms, Verdict};
+use home::{Command, LetterOrder};
+use protocol::control::{self, Answer, DeadLetter, Operation, Problem, Terms, Verdict};
 use protocol::know::{GrantAnswer, GrantQuestion, Knowledge};
 use protocol::{streams, subjects};
 use serde::de::DeserializeOwned;
@@ -242,13 +242,13 @@ impl Service {
 
     /// What the homes that are here say to a command; none where it is about an agent whose home is elsewhere.
     async fn operate(&self, verb: String, message: &Message) -> Result<Option<serde_json::Value>, String> {
-        let operation = if message.payload.is_empty() {
-            Operation { agent: String::new(), reason: String::new(), operator: String::new() }
-        } else {
-            parse::<Operation>(message)?
-        };
+        let operation =
+            if message.payload.is_empty() { Operation::default() } else { parse::<Operation>(message)? };
         if !operation.agent.is_empty() {
             let Some(home) = self.homes.of(&operation.agent) else { return Ok(None) };
+            if matches!(&*verb, "redrive" | "drop") {
+                return self.order_letter(&home, &verb, operation).await.map(Some);
+            }
             return ask_operate(&home, &verb, &operation).await.map(Some);
         }
         let mut lines = Vec::new();
@@ -257,6 +257,33 @@ impl Service {
             lines.extend(told.as_array().cloned().unwrap_or_default());
         }
         Ok(Some(lines.into()))
+    }
+}
+
+impl Service {
+    /// Hands a dead letter to the home of its source, which records what becomes of it.
+    async fn order_letter(
+        &self,
+        home: &Link,
+        verb: &str,
+        operation: Operation,
+    ) -> Result<serde_json::Value, String> {
+        let Some(place) = operation.letter.clone() else {
+            return Err("field `letter`: says which".to_owned());
+        };
+        let none =
+            || format!("there is no dead letter {} any more; see: mesh dlq show {}", place.id, place.id);
+        let stream = self.js.get_stream_no_info(streams::DLQ).await.map_err(|e| e.to_string())?;
+        let message = stream.get_raw_message(place.sequence).await.map_err(|_| none())?;
+        let letter: DeadLetter = serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
+        if letter.id != place.id || letter.source != operation.agent {
+            return Err(none());
+        }
+        let (respond, told) = oneshot::channel();
+        let (sequence, letter) = (place.sequence, Box::new(letter));
+        let order = LetterOrder { drop: verb == "drop", letter, sequence, operation, respond };
+        home.send(Command::Letter(order)).await;
+        told.await.map_err(|_| STOPPING.to_owned())?
     }
 }
 

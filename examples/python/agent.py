@@ -44,7 +44,7 @@ class Agent:
         self.nc, self.js, self.name, self.handlers = nc, nc.jetstream(), name, handlers
         self.instance = f"{secrets.randbits(63):016x}"
         self.slots = asyncio.Semaphore(SLOTS)
-        self.running = set()
+        self.running, self.alone = set(), asyncio.Lock()
         self.stopping = asyncio.Event()
 
     async def take(self, priority):
@@ -66,9 +66,20 @@ class Agent:
         dispatch = json.loads(message.data)
         attempt = message.metadata.num_delivered
         renewal = asyncio.create_task(self.renew(message))
-        if attempt > 1 and not await self.is_open(dispatch):
+        if attempt > 1:
+            is_open, alone = await self.ask(message, dispatch)
+            if is_open and alone:
+                # Instances were lost with it: it runs with no other such beside it, and is asked for by itself.
+                async with self.alone:
+                    if (await self.ask(message, dispatch, alone=True))[0]:
+                        return await self.handle(message, dispatch, attempt, renewal)
+            elif is_open:
+                return await self.handle(message, dispatch, attempt, renewal)
             renewal.cancel()
             return await message.ack()
+        await self.handle(message, dispatch, attempt, renewal)
+
+    async def handle(self, message, dispatch, attempt, renewal):
         begun = time.monotonic()
         completion = {"id": dispatch["id"], "attempt": min(attempt, 255)}
         handler = self.handlers.get(dispatch["capability"] or dispatch.get("topic"))
@@ -95,15 +106,16 @@ class Agent:
             except (TimeoutError, NoRespondersError):
                 await asyncio.sleep(0.5)
 
-    async def is_open(self, dispatch):
-        """Asks the home of the source whether a redelivered dispatch still waits for its outcome."""
-        question = json.dumps({"runs": [[dispatch["id"], 1]]}).encode()
+    async def ask(self, message, dispatch, alone=False):
+        """Asks the home of the source whether a redelivered dispatch still waits for its outcome, and is to be run alone."""
+        question = {"runs": [[dispatch["id"], 1]], "delivered": message.metadata.num_delivered, "runner": self.instance}
+        question = json.dumps(question | {"alone": alone, "inbox": message.reply}).encode()
         while True:
             try:
                 answer = await self.nc.request(f"mesh.open.{dispatch['source']}", question, timeout=2)
                 answer = json.loads(answer.data)
                 if "open" in answer:
-                    return answer["open"][0][0]
+                    return answer["open"][0][0], any(map(any, answer.get("alone", [])))
             except (TimeoutError, NoRespondersError):
                 pass
             await asyncio.sleep(0.5)

@@ -129,6 +129,7 @@ impl Governor {
             let row = completion.row + u32::from(nth);
             effects.push(match next {
                 Next::Retry(delay) => {
+                    self.losses.release(id);
                     Effect::Retry { row, open, id, attempt: completion.attempt.saturating_add(1), delay }
                 }
                 Next::DeadLetter => Effect::DeadLetter { row, open, id, attempts: completion.attempt },
@@ -156,6 +157,7 @@ impl Governor {
         state.in_flight[class as usize] -= u32::from(count);
         self.report_soon(now, target, Urgency::Soon);
         self.targets.mark_changed(target);
+        self.losses.forget(id, count);
         let last = self.open.end(open, offset, count);
         if last {
             self.forget(now, open, effects);
@@ -216,6 +218,19 @@ impl Governor {
         let ran = Ran { count: u32::from(count), failed: true, over: false };
         self.on_target_ran(now, target, ran, effects);
         last
+    }
+
+    /// Ends a dispatch whose runners were lost one after the other.
+    pub(crate) fn close_lost(&mut self, now: Timestamp, id: DispatchId, effects: &mut Vec<Effect>) {
+        let Some((open, offset)) = self.open.find(id) else { return };
+        let target = self.open.run(open).target;
+        if self.open.take_probe(now, open) {
+            self.end_probe(now, target, false, effects);
+        }
+        let how = As { outcome: Outcome::Failure, reason: Reason::RunnerLost, row: None };
+        self.close(now, Slots { open, offset, count: 1 }, how, effects);
+        effects.push(Effect::Revoke { target, first: id, count: 1 });
+        self.on_target_ran(now, target, Ran { count: 1, failed: true, over: false }, effects);
     }
 
     /// The caller withdraws a dispatch: it ends where it is.

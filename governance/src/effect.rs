@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::event::Lane;
 use crate::knowledge::{Ask, Grant, TargetReport};
+use crate::losses::{Loss, Permit};
 use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx};
 use crate::time::Timestamp;
 use crate::words::{BreakerState, Kind, Outcome, Priority, Reason};
@@ -33,6 +34,12 @@ pub enum Effect {
     Retry { row: u32, open: OpenIx, id: DispatchId, attempt: u8, delay: Duration },
     /// A failed event has no attempts left: move it to the dead-letter queue. Its `Close` stands beside it.
     DeadLetter { row: u32, open: OpenIx, id: DispatchId, attempts: u8 },
+    /// Who has a redelivered dispatch, and how many were lost with it, has changed: record it before anybody is told.
+    Runner { open: OpenIx, id: DispatchId, loss: Loss },
+    /// As many instances were lost with it as the policy allows: move it to the dead-letter queue, then say `Condemned`.
+    Condemn { open: OpenIx, id: DispatchId, lost: u8 },
+    /// The answer to what an instance asked about one slot.
+    Permit(Permit),
     /// Tell the instances of a target to stop working on these.
     Revoke { target: AgentIx, first: DispatchId, count: u16 },
     /// More time was granted for a dispatch: its deadline is now this. Also the answer to a refused wish: unchanged.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::knowledge::{Ask, Grant, HomeId, TargetReport};
+use crate::losses::{Holder, Loss};
 use crate::names::{AgentIx, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx, TopicIx};
 use crate::policy::Policy;
 use crate::registration::Registration;
@@ -43,6 +44,12 @@ pub enum Event<'a> {
     Cancel { source: AgentIx, id: DispatchId },
     /// A handler asks for more time, in addition to the present deadline.
     Extend { source: AgentIx, id: DispatchId, by: Duration },
+    /// An instance asks whether it may run dispatches that were delivered to it, and not for the first time.
+    AskedToRun(AskedToRun),
+    /// The letter of a dispatch that was condemned is stored.
+    Condemned { id: DispatchId },
+    /// What a former home knew of a redelivered dispatch, which is open.
+    RestoreLoss { id: DispatchId, loss: Loss },
     /// An operator trips or resets a breaker.
     SetBreaker { target: AgentIx, trip: bool },
     /// An operator pauses or resumes an agent as a target.
@@ -74,6 +81,19 @@ pub enum Event<'a> {
     P0Suffered { delay: Duration },
     /// Time has passed.
     Tick,
+}
+
+/// Who wants to run what: consecutive slots of one envelope.
+#[derive(Debug, Clone, Copy)]
+pub struct AskedToRun {
+    /// The first dispatch.
+    pub first: DispatchId,
+    /// How many consecutive slots.
+    pub count: u16,
+    /// Who asks: an instance, or one that does not say who it is.
+    pub runner: Holder,
+    /// Nothing else that had to be asked for alone runs there.
+    pub alone: bool,
 }
 
 /// A lane: the durable queue from one source in one priority.

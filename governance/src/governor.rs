@@ -1,7 +1,7 @@
 //! The core's table of contents: the state, `apply` with one line for each event, and `next_wakeup`.
 //!
 //! Each concern has a file with its state; what needs several of them is a method of the governor in the file that is named
-//! after it: `arrival`, `scheduler`, `admission`, `completion`, `waiting`, `membership`, `breakers`, `instances`; `reports` and
+//! after it: `arrival`, `scheduler`, `admission`, `completion`, `losses`, `waiting`, `membership`, `breakers`, `instances`; `reports` and
 //! `grants` for what homes tell and ask each other.
 //!
 //! The rule it keeps: one event, then the reports and pulls that follow from it. Time never runs backwards: an earlier `now` counts as the
@@ -16,6 +16,7 @@ use crate::event::{Event, Restored};
 use crate::idempotency::Idempotency;
 use crate::knowledge::Shards;
 use crate::lanes::Lanes;
+use crate::losses::Losses;
 use crate::names::{
     AgentId, AgentIx, Capability, CapabilityIx, DispatchId, InstanceId, OpenIx, Topic, TopicIx,
 };
@@ -35,6 +36,8 @@ use crate::timers::{Timer, Timers};
 #[derive(Debug)]
 pub struct Governor {
     pub(crate) now: Timestamp,
+    /// The moment of its first event.
+    pub(crate) began: Timestamp,
     pub(crate) policy: Arc<Policy>,
     /// The shards whose agents this core is home of.
     pub(crate) shards: Shards,
@@ -45,6 +48,7 @@ pub struct Governor {
     pub(crate) scheduler: Scheduler,
     pub(crate) deferral: Deferral,
     pub(crate) open: Open,
+    pub(crate) losses: Losses,
     pub(crate) order_keys: OrderKeys,
     pub(crate) seen: Seen,
     pub(crate) idempotency: Idempotency,
@@ -107,6 +111,7 @@ impl Governor {
         timers.arm(Timestamp::ZERO, Timer::Sweep);
         Self {
             now: Timestamp::ZERO,
+            began: Timestamp::MAX,
             shards,
             registry: Registry::new(),
             sources: Vec::new(),
@@ -115,6 +120,7 @@ impl Governor {
             scheduler: Scheduler::default(),
             deferral: Deferral::new(&policy.deferral),
             open: Open::new(),
+            losses: Losses::default(),
             order_keys: OrderKeys::default(),
             seen: Seen::default(),
             idempotency: Idempotency::default(),
@@ -133,6 +139,7 @@ impl Governor {
     pub fn apply(&mut self, now: Timestamp, event: Event<'_>, effects: &mut Vec<Effect>) {
         let now = now.max(self.now);
         self.now = now;
+        self.began = self.began.min(now);
         self.fire_timers(now, effects);
         match event {
             Event::PolicyChanged { policy } => self.on_policy(now, policy),
@@ -150,6 +157,9 @@ impl Governor {
             Event::InboxRoom { target } => self.on_inbox(target, false),
             Event::Cancel { source, id } => self.on_cancel(now, source, id, effects),
             Event::Extend { source, id, by } => self.on_extend(source, id, by, effects),
+            Event::AskedToRun(asked) => self.on_asked_to_run(now, &asked, effects),
+            Event::Condemned { id } => self.on_condemned(now, id, effects),
+            Event::RestoreLoss { id, loss } => self.losses.restore(id, loss),
             Event::SetBreaker { target, trip } => self.on_set_breaker(now, target, trip, effects),
             Event::SetPaused { target, paused } => self.on_set_paused(target, paused),
             Event::Restore(restored) => self.on_restore(restored),

@@ -41,6 +41,7 @@ impl Governor {
         let target = self.targets.at_mut(agent);
         target.on_left(instance);
         target.breaker.on_instances_left(target.running_over);
+        self.losses.on_left(instance);
     }
 
     /// Instances that have been silent for too long are lost.
@@ -49,7 +50,7 @@ impl Governor {
         let since = Timestamp(now.0.saturating_sub(nanos(silence)));
         let target = self.targets.at_mut(agent);
         while let Some(instance) = target.silent(since) {
-            target.on_left(instance);
+            target.on_lost(instance);
             effects.push(Effect::InstanceLost { agent, instance });
         }
         target.breaker.on_instances_left(target.running_over);

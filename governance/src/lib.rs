@@ -21,6 +21,7 @@ mod idempotency;
 mod instances;
 pub mod knowledge;
 mod lanes;
+mod losses;
 mod membership;
 mod mirror;
 pub mod names;
@@ -45,10 +46,11 @@ mod waiting;
 pub mod words;
 
 pub use effect::{Admission, BreakerChange, Closing, Effect, Ending, ScaleChange};
-pub use event::{Arrival, Beat, Completion, Destination, Event, Lane, Lineage, Restored, Run};
+pub use event::{Arrival, AskedToRun, Beat, Completion, Destination, Event, Lane, Lineage, Restored, Run};
 pub use facts::{BreakerFacts, LaneFacts, TargetFacts, Waiting};
 pub use governor::{Governor, WakeReason, Wakeup};
 pub use knowledge::{Ask, Grant, HomeId, Shards, TargetReport};
+pub use losses::{Holder, Loss, Permit};
 pub use names::{
     AgentId, AgentIx, Capability, CapabilityIx, DispatchId, InstanceId, MessageIx, OpenIx, SHARDS, Topic,
     TopicIx, shard_of,

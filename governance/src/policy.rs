@@ -176,6 +176,9 @@ pub struct DeadlinePolicy {
 pub struct RetryPolicy {
     /// Runs in all, the first included.
     pub attempts_max: u8,
+    /// How many instances may be lost while they have one dispatch, before it goes to the dead-letter queue; at least 2, so that
+    /// what merely was beside it is told apart.
+    pub crashes_max: u8,
     /// The delay before the second attempt; it doubles with each further one.
     pub backoff_first: Duration,
     /// The longest delay.
@@ -330,7 +333,12 @@ impl Default for DeadlinePolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { attempts_max: 5, backoff_first: Duration::from_secs(1), backoff_max: Duration::from_secs(60) }
+        Self {
+            attempts_max: 5,
+            crashes_max: 3,
+            backoff_first: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(60),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! waiting queues of changed targets; so a queue that waits for a target need not be looked at before.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::breaker::Breaker;
 use crate::event::Beat;
@@ -18,6 +19,12 @@ use crate::reports::Reports;
 use crate::scaling::Scaling;
 use crate::time::Timestamp;
 use crate::words::Priority;
+
+/// How often an instance says that it lives.
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
+/// An instance that has missed two heartbeats is lost where another one has what it had: the broker gives nothing to others before
+/// the holder has been silent for three, or has given it back.
+pub(crate) const QUIET: Duration = Duration::from_secs(2);
 
 /// One agent as a target.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ pub(crate) struct Target {
     pub succeeded: u64,
     pub scaling: Scaling,
     instances: Vec<Instance>,
+    /// The last heartbeat of the instance that was lost last.
+    lost_beat: Timestamp,
     pub slots: u32,
     pub running: u32,
     pub running_over: u32,
@@ -70,6 +79,7 @@ impl Target {
             breaker: Breaker::new(),
             scaling: Scaling::new(),
             instances: Vec::new(),
+            lost_beat: Timestamp::ZERO,
             slots: 0,
             running: 0,
             running_over: 0,
@@ -146,9 +156,30 @@ impl Target {
         self.instances.len() < before
     }
 
+    /// An instance was silent for too long.
+    pub(crate) fn on_lost(&mut self, instance: InstanceId) {
+        let seen = self.instances.iter().find(|i| i.id == instance).map(|i| i.seen);
+        self.lost_beat = self.lost_beat.max(seen.unwrap_or_default());
+        self.on_left(instance);
+    }
+
+    /// Whether an instance has missed its heartbeats; none where it is not known.
+    pub(crate) fn is_quiet(&self, now: Timestamp, instance: InstanceId) -> Option<bool> {
+        self.instances.iter().find(|i| i.id == instance).map(|i| now.since(i.seen) >= QUIET)
+    }
+
+    /// Whether an instance that lived at some time since `since` is lost.
+    pub(crate) fn lost_one_since(&self, now: Timestamp, since: Timestamp) -> bool {
+        let quiet = self.instances.iter().map(|i| i.seen).filter(|seen| now.since(*seen) >= QUIET);
+        let last = quiet.max().unwrap_or_default().max(self.lost_beat);
+        last > Timestamp::ZERO && last.after(BEAT) >= since
+    }
+
     /// Forgets the instances that have been silent since `since` or longer. Whether there were any.
     pub(crate) fn forget_silent(&mut self, since: Timestamp) -> bool {
         let before = self.instances.len();
+        let lost = self.instances.iter().map(|i| i.seen).filter(|seen| *seen <= since).max();
+        self.lost_beat = self.lost_beat.max(lost.unwrap_or_default());
         self.instances.retain(|i| i.seen > since);
         self.sum();
         self.instances.len() < before

@@ -228,6 +228,8 @@ words! {
         CancelledByCaller = 67 "cancelled_by_caller",
         /// The deadline passed; whether a handler ran is unknown.
         ExpiredUnknown = 68 "expired_unknown",
+        /// Instances that ran it were lost one after the other, as many as the policy allows; it is in the dead-letter queue.
+        RunnerLost = 69 "runner_lost",
 
         /// The error rate in the window exceeded its bound.
         ErrorRate = 80 "error_rate_exceeded",

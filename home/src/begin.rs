@@ -29,6 +29,11 @@ impl Home {
                 handle += 1;
             }
         }
+        for (id, loss) in &recovered.losses {
+            if self.governor.is_open(*id) {
+                self.apply(Event::RestoreLoss { id: *id, loss: *loss });
+            }
+        }
         for (source, arrival) in &recovered.quotas {
             if let Some(source) = self.governor.agent(source) {
                 self.apply(Event::RestoreQuota { source, arrival: Timestamp(*arrival) });

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use governance::{
-    AgentIx, Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Priority, Timestamp,
+    AgentIx, Closing, Completion, DispatchId, Event, InstanceId, Kind, Outcome, Priority, Reason, Timestamp,
 };
 use protocol::audit::CompletionRow;
 use protocol::completion::{self, Completions};
 use protocol::control::DeadLetter;
 use protocol::{HASH_BYTES, json, streams, subjects};
 
-use crate::home::{Done, Home};
+use crate::home::{Done, Home, OpenShell};
 use crate::input::Delivered;
 use crate::out::Side;
 use crate::perform::micros;
@@ -273,13 +273,19 @@ impl Home {
             });
             self.note(now, "retry", source, &body);
         }
-        if let Some(ack) = self.own_inbox(reported.target, r.inbox_ack) {
-            self.out.side.push_back(Side::Nak { ack, delay });
+        let Some(ack) = self.own_inbox(reported.target, r.inbox_ack) else { return };
+        // Failed events of one message are reported together, and it is given back once: a second word that came late would
+        // call it from whoever has it by then.
+        match self.out.side.back_mut() {
+            Some(Side::Nak { ack: before, delay: longest }) if *before == ack => {
+                *longest = delay.max(*longest)
+            }
+            _ => self.out.side.push_back(Side::Nak { ack, delay }),
         }
     }
 
     /// The acknowledgement subject that a target gave, where it is one of its own inboxes: it may touch no other's messages.
-    fn own_inbox(&self, target: AgentIx, ack: &str) -> Option<String> {
+    pub(crate) fn own_inbox(&self, target: AgentIx, ack: &str) -> Option<String> {
         let (stream, consumer) = subjects::acknowledges(ack)?;
         let agent = self.agents.get(&target)?;
         let inbox = Priority::ALL.iter().any(|p| streams::inboxes(*p) == stream);
@@ -297,23 +303,9 @@ impl Home {
     ) {
         let (Some(reported), Some(open)) = (reported, self.opens.get(open).cloned()) else { return };
         let r = reported.row(row);
-        let target = self.name(open.target);
-        let letter = DeadLetter {
-            id: id.to_string(),
-            source: self.name(open.source).to_string(),
-            target: target.to_string(),
-            capability: open.capability.to_string(),
-            topic: String::new(),
-            priority: open.lane,
-            attempts,
-            reason: r.reason,
-            // The text of an error may quote the payload: it stays out of the audit, and is kept with the letter.
-            error: String::from_utf8_lossy(r.payload).into_owned(),
-            at: protocol::text::rfc3339(now),
-            conversation: String::new(),
-            content_type: String::new(),
-            payload_hex: String::new(),
-        };
+        // The text of an error may quote the payload: it stays out of the audit, and is kept with the letter.
+        let error = String::from_utf8_lossy(r.payload).into_owned();
+        let letter = self.letter(now, &open, id, attempts, (r.reason, error));
         let body = serde_json::json!({"id": id.to_string(), "attempts": attempts, "reason": r.reason.name()});
         self.note(now, "dead_letter", open.target, &body);
         self.alert(now, "dead_letter", Some(open.target), format!("{id} failed {attempts} times"), &[]);
@@ -323,12 +315,42 @@ impl Home {
             letter: Box::new(letter),
             id,
             inbox_ack,
-            done: reported.at,
+            done: Some(reported.at),
         });
     }
 
-    /// A dead letter is stored: its inbox message may come once more, finds nothing open, and goes.
-    pub(crate) fn dead_lettered(&mut self, inbox_ack: String, done: usize) {
+    /// A letter without what stands in the inbox message.
+    pub(crate) fn letter(
+        &self,
+        now: Timestamp,
+        open: &OpenShell,
+        id: DispatchId,
+        attempts: u8,
+        (reason, error): (Reason, String),
+    ) -> DeadLetter {
+        DeadLetter {
+            id: id.to_string(),
+            source: self.name(open.source).to_string(),
+            target: self.name(open.target).to_string(),
+            capability: open.capability.to_string(),
+            topic: String::new(),
+            priority: open.lane,
+            kind: open.kind,
+            root: String::new(),
+            attempts,
+            reason,
+            error,
+            at: protocol::text::rfc3339(now),
+            conversation: String::new(),
+            content_type: String::new(),
+            payload_hex: String::new(),
+        }
+    }
+
+    /// A dead letter is stored: where it was reported, its inbox message may come once more, finds nothing open, and goes. Who
+    /// asked about one whose runners were lost holds its message, and asks again.
+    pub(crate) fn dead_lettered(&mut self, id: DispatchId, inbox_ack: String, done: Option<usize>) {
+        let Some(done) = done else { return self.apply(Event::Condemned { id }) };
         if !inbox_ack.is_empty() {
             self.out.side.push_back(Side::Nak { ack: inbox_ack, delay: Duration::ZERO });
         }

@@ -36,6 +36,11 @@ pub(crate) fn refusal(reason: Reason, source: &str, target: &str, callee: &str) 
         Reason::ExpiredInInbox | Reason::ExpiredRunning | Reason::ExpiredUnknown => {
             format!("{target} did not answer {callee} before the deadline")
         }
+        Reason::RunnerLost => {
+            format!(
+                "instances of {target} were lost one after the other while they ran {callee}: see mesh dlq"
+            )
+        }
         Reason::CancelledByCaller => "the caller withdrew it".to_owned(),
         other => other.name().replace('_', " "),
     };

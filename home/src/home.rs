@@ -3,13 +3,14 @@
 //! It stages what the rules want into one audit block, and performs the rest only when the ledger has that block. A crash
 //! between any two steps is harmless: what a block records is replayed as recorded, what it does not record is decided anew.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use governance::{
-    AgentIx, Effect, Event, Governor, Grant, InstanceId, Lane, Policy, Priority, Shards, Timestamp,
+    AgentIx, DispatchId, Effect, Event, Governor, Grant, InstanceId, Lane, Policy, Priority, Shards,
+    Timestamp,
 };
 use protocol::AuditKey;
 use protocol::redis::Head;
@@ -19,6 +20,7 @@ use crate::input::{Appended, Input, Over, Source};
 use crate::know::Told;
 use crate::meter::Meter;
 use crate::out::{Fence, Out};
+use crate::permits::Permits;
 use crate::rebuild::Recovered;
 use crate::settle::{OwnedReply, Publishing, Replying};
 use crate::shard::Shard;
@@ -163,6 +165,10 @@ pub struct Home {
     pub(crate) extended: Option<Timestamp>,
     /// What another home's question is answered with.
     pub(crate) granted: Option<Grant>,
+    /// What an instance's question is answered with.
+    pub(crate) permits: Permits,
+    /// Redelivered dispatches of which is not durable yet who has them.
+    pub(crate) unrecorded: BTreeSet<DispatchId>,
 }
 
 /// What a home starts with.
@@ -227,6 +233,8 @@ impl Home {
             told: Told::default(),
             extended: None,
             granted: None,
+            permits: Permits::default(),
+            unrecorded: BTreeSet::new(),
         }
     }
 
@@ -263,7 +271,7 @@ impl Home {
             Input::Published { handle, target, was_full } => self.published(handle, target, was_full),
             Input::InboxFull(target) => self.apply(Event::InboxFull { target }),
             Input::Replied { handle, confirmed } => self.replied(handle, confirmed),
-            Input::DeadLettered { inbox_ack, done } => self.dead_lettered(inbox_ack, done),
+            Input::DeadLettered { id, inbox_ack, done } => self.dead_lettered(id, inbox_ack, done),
             Input::Broker { connected: true } if !self.connected => return Err(Over::CutOff),
             Input::Broker { connected } => self.connected = connected,
             Input::GrantAnswered { target, ask, asked, grant } => {

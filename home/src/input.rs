@@ -10,6 +10,8 @@ use governance::{
 use protocol::control::{Extended, OpenAnswer, Operation};
 use tokio::sync::oneshot;
 
+use crate::letters::LetterOrder;
+use crate::permits::Asking;
 use crate::takeover::Waiting;
 
 /// Everything that reaches a home.
@@ -48,10 +50,12 @@ pub enum Input {
     Deposed(String),
     /// A dead letter is stored; its inbox message may go.
     DeadLettered {
+        /// Which dispatch.
+        id: DispatchId,
         /// Where to acknowledge the inbox message; empty for nowhere.
         inbox_ack: String,
-        /// The completions that reported it.
-        done: usize,
+        /// The completions that reported it; none where nobody did, since its runners were lost.
+        done: Option<usize>,
     },
     /// The connection to the broker was lost, or is there again, which ends the home.
     Broker {
@@ -168,9 +172,9 @@ pub enum Command {
     },
     /// An instance asks what is still open.
     Open {
-        /// First dispatch and number of consecutive slots.
-        runs: Vec<(DispatchId, u16)>,
-        /// Told which are.
+        /// About which, and for whom.
+        asking: Asking,
+        /// Told which are, and may be run.
         respond: oneshot::Sender<OpenAnswer>,
     },
     /// An operator's command; the answer is its body as JSON, or what is wrong with it.
@@ -182,6 +186,8 @@ pub enum Command {
         /// Told what came of it.
         respond: oneshot::Sender<Result<serde_json::Value, String>>,
     },
+    /// An operator's order about a dead letter of a source of this shard.
+    Letter(LetterOrder),
     /// A source's home says what it saw of a target of this shard.
     Reported {
         /// The target.

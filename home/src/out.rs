@@ -10,6 +10,7 @@ use bytes::Bytes;
 use governance::{AgentIx, Ask, DispatchId, Priority, Timestamp};
 use protocol::control::{Alert, Breaker, DeadLetter, Operation, Scale};
 use protocol::redis::Head;
+use tokio::sync::oneshot;
 
 use crate::input::Source;
 
@@ -105,6 +106,17 @@ pub struct Reply {
     pub payload: Bytes,
 }
 
+/// A message for a stream.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The subject.
+    pub subject: String,
+    /// The same whenever it is published.
+    pub message_id: String,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
 /// Small messages that need no confirmation, and the work that needs the broker's API.
 #[derive(Debug)]
 pub enum Side {
@@ -132,8 +144,19 @@ pub enum Side {
         id: DispatchId,
         /// The inbox message it is in; empty for none.
         inbox_ack: String,
-        /// The completions that reported it, handed back when it is stored.
-        done: usize,
+        /// The completions that reported it, handed back when it is stored; none where its runners were lost.
+        done: Option<usize>,
+    },
+    /// Store a dead letter's dispatch in its lane, where it is sent again; then remove the letter, and say so.
+    Letter {
+        /// What is sent; none where it is dropped.
+        send: Option<Stored>,
+        /// The letter's place in its stream.
+        sequence: u64,
+        /// What is answered when it is done.
+        done: serde_json::Value,
+        /// Whom.
+        respond: oneshot::Sender<Result<serde_json::Value, String>>,
     },
     /// Store a breaker, unless a later home has stored one.
     StoreBreaker {

@@ -39,6 +39,9 @@ impl Home {
             Effect::DeadLetter { row, open, id, attempts } => {
                 self.dead_letter(now, row, open.ix(), id, attempts, reported)
             }
+            Effect::Runner { open, id, loss } => self.runner_changed(open, id, loss),
+            Effect::Condemn { open, id, lost } => self.condemn(now, open, id, lost),
+            Effect::Permit(permit) => self.permitted(permit),
             Effect::Revoke { target, first, count } => self.revoke(target, first, count),
             Effect::Extended { deadline, .. } => self.extended = Some(deadline),
             Effect::SlowDown { source, rate_per_s, queued, wait } => {

@@ -7,11 +7,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use governance::{Decision, DispatchId, Outcome, Policy, Priority, Registration};
+use governance::{Decision, DispatchId, Loss, Outcome, Policy, Priority, Registration};
 use protocol::audit::{Block, CompletionRow, DecisionRow};
 use protocol::control::Breaker;
 use protocol::redis::EntryId;
 
+use crate::permits::{self, Redelivered};
 use crate::snapshot::{OpenState, State};
 use crate::takeover::{TakeoverError, Waiting, World};
 
@@ -25,6 +26,8 @@ pub struct Recovered {
     pub(crate) opens: Vec<OpenState>,
     pub(crate) quotas: BTreeMap<String, u64>,
     pub(crate) seen: Vec<(String, u64, u64, u64)>,
+    /// Who had what was delivered more than once.
+    pub(crate) losses: BTreeMap<DispatchId, Loss>,
     /// Lane messages of which a block decided slots or copies and that are not acknowledged, by lane priority and stream
     /// sequence: the rules are not asked whether their sequence was seen.
     pub(crate) unsettled: HashSet<(Priority, u64)>,
@@ -100,6 +103,7 @@ pub(crate) struct Rebuilt {
     /// Decisions that are perhaps not settled, with the block they are in.
     pub(crate) rows: Vec<(EntryId, DecisionRow)>,
     closed: Vec<CompletionRow>,
+    losses: BTreeMap<DispatchId, Loss>,
     pub(crate) floor: Option<EntryId>,
 }
 
@@ -130,6 +134,7 @@ impl Rebuilt {
             }
         }
         recovered.opens = self.opens.into_values().collect();
+        recovered.losses = self.losses;
         recovered.quotas = self.state.quotas;
         recovered.seen.extend(self.state.seen);
         recovered.floor = self.floor;
@@ -153,7 +158,8 @@ pub(crate) async fn rebuild(
                 let id: DispatchId = open.first.parse().map_err(|e| damaged(format!("its snapshot: {e}")))?;
                 opens.insert(key(id), open);
             }
-            (head.id, oldest, Rebuilt { state, opens, ..Rebuilt::default() })
+            let losses = state.redelivered.iter().flat_map(Redelivered::each).collect();
+            (head.id, oldest, Rebuilt { state, opens, losses, ..Rebuilt::default() })
         }
     };
     for (id, bytes) in world.blocks(shard, floor).await? {
@@ -182,9 +188,20 @@ fn apply_block(policy: &Policy, block: &Block, rebuilt: &mut Rebuilt) {
             rebuilt.opens.insert(key(first), open_state(row));
         }
     }
+    for note in block.notes.iter().filter(|note| &*note.kind == permits::NOTE) {
+        if let Ok(redelivered) = serde_json::from_str::<Redelivered>(&note.body) {
+            rebuilt.losses.extend(redelivered.each());
+        }
+    }
     for c in block.completions.iter().filter(|c| !c.late) {
+        rebuilt.losses.retain(|id, _| !is_in(c, *id));
         close_slots(&mut rebuilt.opens, c);
     }
+}
+
+fn is_in(c: &CompletionRow, id: DispatchId) -> bool {
+    let slots = c.first.slot..=c.first.slot.saturating_add(c.count - 1);
+    DispatchId { slot: c.first.slot, ..id } == c.first && slots.contains(&id.slot)
 }
 
 fn open_state(row: &DecisionRow) -> OpenState {

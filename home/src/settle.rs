@@ -90,6 +90,9 @@ impl Home {
     /// Makes the next block, where none is under way, and hands it to the ledger.
     pub(crate) fn flush_block(&mut self) {
         let Some(mut stage) = self.shard.next_stage() else { return };
+        if !self.key.records() {
+            return self.pass_unrecorded(stage);
+        }
         let (epoch, expected) = (self.epoch, self.shard.head);
         let sequence = if expected.id.epoch == epoch { expected.id.sequence + 1 } else { 1 };
         let block = Block {
@@ -118,6 +121,15 @@ impl Home {
         self.out.writes.push_back(Write::Append { expected, new: head, block: bytes });
     }
 
+    /// Without an audit nothing is made durable: what was decided goes on at once, under the ids that its block would give it.
+    fn pass_unrecorded(&mut self, mut stage: Stage) {
+        (stage.decisions, stage.completions, stage.notes) = Default::default();
+        let sequence = self.shard.head.id.sequence + 1;
+        let head = Head { id: EntryId { epoch: self.epoch, sequence }, ..self.shard.head };
+        self.shard.flying = Some(Flying { head, stage, snapshot: None });
+        self.durable();
+    }
+
     /// The block under way is durable: publish what it admits, tell what it ends.
     pub(crate) fn durable(&mut self) {
         let Some(Flying { head, mut stage, snapshot }) = self.shard.flying.take() else { return };
@@ -139,6 +151,9 @@ impl Home {
         }
         for at in stage.dones {
             self.release_done(at);
+        }
+        for id in &stage.redelivered {
+            self.unrecorded.remove(id);
         }
         self.out.side.extend(stage.side);
         self.out.alerts.extend(stage.alerts);

@@ -3,7 +3,7 @@
 //! The rule it keeps: one block of a shard is under way at a time, so that the next one gathers everything that is decided
 //! meanwhile. That is the batching: one dispatch is fast and a million are cheap.
 
-use governance::{AgentIx, Priority, Timestamp};
+use governance::{AgentIx, DispatchId, Priority, Timestamp};
 use protocol::audit::{CompletionRow, DecisionRow, Note, RECORDS_MAX};
 use protocol::control::Alert;
 use protocol::redis::Head;
@@ -42,6 +42,8 @@ pub(crate) struct Stage {
     /// What is stored for others and told to people when the block is durable.
     pub(crate) side: Vec<Side>,
     pub(crate) alerts: Vec<Alert>,
+    /// Dispatches of which the block records who has them.
+    pub(crate) redelivered: Vec<DispatchId>,
     /// The envelope that still takes parcels, by target and class.
     pub(crate) packing: HashMap<(AgentIx, Priority), usize>,
 }

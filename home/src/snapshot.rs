@@ -7,6 +7,7 @@ use protocol::redis::{EntryId, Head};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
+use crate::permits::Redelivered;
 
 /// An open run as a snapshot keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub(crate) struct State {
     pub(crate) quotas: BTreeMap<String, u64>,
     /// Source, instance, first and last sequence decided about.
     pub(crate) seen: Vec<(String, u64, u64, u64)>,
+    /// Who has what was delivered more than once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) redelivered: Vec<Redelivered>,
 }
 
 impl Home {
@@ -75,7 +79,8 @@ impl Home {
             })
             .collect();
         let quotas = self.governor.quota_arrivals().map(|(a, at)| (name(a), at.0)).collect();
-        let state = State { opens, quotas, seen: self.decided_ranges() };
+        let redelivered = Redelivered::runs(self.governor.losses());
+        let state = State { opens, quotas, seen: self.decided_ranges(), redelivered };
         let own = self
             .shard
             .unsettled

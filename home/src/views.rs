@@ -2,8 +2,8 @@
 //!
 //! The rule it keeps: it shows and changes what belongs to agents of its own shard; the rest it only hears of.
 
-use governance::{AgentIx, Ask, DispatchId, Event, Grant, Lane, Registration};
-use protocol::control::{AgentView, Extended, LaneView, OpenAnswer, Operation};
+use governance::{AgentIx, Ask, Event, Grant, Lane, Registration};
+use protocol::control::{AgentView, Extended, LaneView, Operation};
 use serde_json::json;
 
 use crate::home::Home;
@@ -41,15 +41,11 @@ impl Home {
                 let deadline_ns = self.extended.take().map(|d| d.0);
                 drop(respond.send(Extended { deadline_ns }));
             }
-            // A completion that waits to be read may have ended what is asked about: without an answer the instance asks again.
-            Command::Open { respond, .. } if self.has_unread_completions() => drop(respond),
-            Command::Open { runs, respond } => {
-                let open = runs.iter().map(|(first, count)| self.open_flags(*first, *count)).collect();
-                drop(respond.send(OpenAnswer { open }));
-            }
+            Command::Open { asking, respond } => self.permit(&asking, respond),
             Command::Operate { verb, operation, respond } => {
                 drop(respond.send(self.operate(&verb, &operation)));
             }
+            Command::Letter(order) => self.order_letter(order),
             Command::Grant { agent, ask, respond } => {
                 if let Some(grant) = self.grant(&agent, ask) {
                     // Who asked waits no longer: a grant that is lost is only unused.
@@ -87,12 +83,6 @@ impl Home {
         self.granted = None;
         self.apply(Event::GrantAsked { target, ask });
         self.granted.take()
-    }
-
-    fn open_flags(&self, first: DispatchId, count: u16) -> Vec<bool> {
-        (0..count)
-            .map(|i| self.governor.is_open(DispatchId { slot: first.slot.saturating_add(i), ..first }))
-            .collect()
     }
 
     fn register(&mut self, registration: &Registration) {

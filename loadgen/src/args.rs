@@ -54,8 +54,13 @@ pub(crate) enum Scenario {
     Throughput(Throughput),
     /// Latency of each priority at a fixed rate, beside a bare chain at that rate.
     Latency(Latency),
+    /// A recorded hour of conversations again: its arrivals, sizes and running times, as fast as wanted.
+    Trace(Trace),
     /// One caller and one agent in a closed loop, beside a bare chain under the same loop.
     Request(Request),
+    /// What the audit costs in throughput and bytes, and how fast the archive catches up after an outage. Stops and starts
+    /// processes of the stack around it, so that it is run by `./dev bench audit` only.
+    Audit(Audit),
     /// Decisions per second of the governance core alone; needs no server.
     Governance(Governance),
     /// The bare durable hops alone; needs nothing but a broker.
@@ -108,6 +113,34 @@ pub(crate) struct Latency {
     pub(crate) mix: Vec<u32>,
 }
 
+/// `trace`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Trace {
+    /// The recording: CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens, ordered by time.
+    #[arg(long, value_name = "CSV")]
+    pub(crate) file: PathBuf,
+    /// How much faster than it was: arrivals and running times are divided by it.
+    #[arg(long, default_value_t = 1.0, value_parser = speed)]
+    pub(crate) speed: f64,
+    /// How long at most, in seconds of this run; by default all of the recording.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: Option<u64>,
+    /// Milliseconds that a handler runs for each token it generates, at real speed.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub(crate) ms_per_token: u32,
+    /// Pairs of a calling and an answering agent.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) agents: u32,
+    /// Shares of P0, P1, P2, P3 among the requests, in percent.
+    #[arg(long, default_value = "25,25,25,25", value_delimiter = ',')]
+    pub(crate) mix: Vec<u32>,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed: f64 = text.parse().map_err(|_| format!("{text:?} is not a number; write 1 or 50"))?;
+    if (0.01..=10_000.0).contains(&speed) { Ok(speed) } else { Err("a speed is from 0.01 to 10000".into()) }
+}
+
 /// `request`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Request {
@@ -123,6 +156,38 @@ pub(crate) struct Request {
     /// The priority of the requests.
     #[arg(long, default_value = "P2")]
     pub(crate) priority: governance::Priority,
+}
+
+/// `audit`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Audit {
+    /// Rounds; in each the mesh is measured without its audit, with it, and with the archiver at work as well.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
+    /// How long each measurement sends, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// Pairs of a sending and a receiving agent.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) agents: u32,
+    /// Records that pile up in Redis while PostgreSQL is away.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=100_000_000))]
+    pub(crate) pile: u64,
+    /// Dispatches per second that go on while the archive catches up.
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) live: u32,
+    /// Where the trail is.
+    #[arg(long, env = "MESH_REDIS_URL", hide_env_values = true)]
+    pub(crate) redis_url: String,
+    /// The folder of the stack whose processes are stopped and started.
+    #[arg(long, env = "MESH_STACK_DIR")]
+    pub(crate) stack: PathBuf,
+    /// The script that does so.
+    #[arg(long, env = "MESH_DEV", hide = true)]
+    pub(crate) dev: PathBuf,
 }
 
 /// `governance`.
@@ -151,6 +216,20 @@ pub(crate) struct Bare {
     /// Requests per second of the chain.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(4..=200_000))]
     pub(crate) rate: u32,
+}
+
+impl Audit {
+    /// The load of one measurement.
+    pub(crate) const fn load(&self, seconds: u64) -> Throughput {
+        Throughput {
+            payload: self.payload,
+            agents: self.agents,
+            seconds,
+            bare_seconds: 1,
+            window: 2_048,
+            concurrent: 1_024,
+        }
+    }
 }
 
 impl Throughput {

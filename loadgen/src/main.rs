@@ -4,6 +4,7 @@
 //! The rule it keeps: latency runs from the intended send time, and a run whose books do not balance is a failed run.
 
 mod args;
+mod audit;
 mod bare;
 mod books;
 mod governance;
@@ -15,6 +16,7 @@ mod payload;
 mod report;
 mod request;
 mod throughput;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -58,7 +60,9 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             Scenario::Bare(scenario) => bare::run(scenario, args).await,
             Scenario::Throughput(scenario) => throughput::run(scenario, args).await,
             Scenario::Latency(scenario) => latency::run(scenario, args).await,
+            Scenario::Trace(scenario) => trace::run(scenario, args).await,
             Scenario::Request(scenario) => request::run(scenario, args).await,
+            Scenario::Audit(scenario) => Box::pin(audit::run(scenario, args)).await,
             Scenario::Governance(_) => unreachable!("it needs no runtime and ran above"),
         }
     })

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use governance::{DispatchId, InstanceId};
 use worker_sdk::{Agent, Mesh, Response};
 
@@ -67,22 +68,37 @@ pub(crate) struct Pair {
     pub(crate) effects: Arc<Effects>,
 }
 
-/// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>`, sources and targets on a connection each.
+/// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>` whose targets answer at once with what they got.
 pub(crate) async fn pairs(url: &str, prefix: &str, count: u32, concurrent: u32) -> anyhow::Result<Vec<Pair>> {
+    // A request is answered with what it brought; nobody reads the response of an event.
+    pairs_with(url, prefix, count, concurrent, std::future::ready).await
+}
+
+/// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>`, sources and targets on a connection each. What `work`
+/// makes of a payload is the reply.
+pub(crate) async fn pairs_with<F>(
+    url: &str,
+    prefix: &str,
+    count: u32,
+    concurrent: u32,
+    work: impl Fn(Bytes) -> F + Clone + Send + Sync + 'static,
+) -> anyhow::Result<Vec<Pair>>
+where
+    F: Future<Output = Bytes> + Send + 'static,
+{
     let sources = Mesh::connect(url).await.context("failed to connect the sources")?;
     let targets = Mesh::connect(url).await.context("failed to connect the targets")?;
     let mut pairs = Vec::new();
     for i in 0..count {
         let (source, target) = (format!("{prefix}-src-{i}"), format!("{prefix}-dst-{i}"));
         let effects = Arc::new(Effects::default());
-        let noted = Arc::clone(&effects);
+        let (noted, work) = (Arc::clone(&effects), work.clone());
         let target = targets
             .agent(&target)
             .capability_raw(CAPABILITY, move |context| {
                 noted.note(context.id());
-                // A request is answered with what it brought; nobody reads the response of an event.
-                let reply = Response::bytes(context.payload().clone(), OCTETS);
-                async move { Ok(reply) }
+                let reply = work(context.payload().clone());
+                async move { Ok(Response::bytes(reply.await, OCTETS)) }
             })
             .max_concurrent(concurrent)
             .register()

@@ -68,8 +68,8 @@ pub(crate) async fn run(scenario: &Throughput, args: &Args) -> anyhow::Result<bo
 }
 
 /// Sends from all sources at once; what was accepted, and how many per second were run.
-async fn load(scenario: &Throughput, pairs: &[Pair]) -> anyhow::Result<(Accepted, f64)> {
-    let begin = Instant::now();
+pub(crate) async fn load(scenario: &Throughput, pairs: &[Pair]) -> anyhow::Result<(Accepted, f64)> {
+    let (begin, before) = (Instant::now(), done(pairs));
     let end = begin + scenario.duration();
     let mut senders = JoinSet::new();
     for pair in pairs {
@@ -87,11 +87,16 @@ async fn load(scenario: &Throughput, pairs: &[Pair]) -> anyhow::Result<(Accepted
         Ok::<_, anyhow::Error>(all)
     });
     let accepted = sent?;
+    drain(pairs, before + accepted.dispatches()).await;
+    Ok((accepted, per_s))
+}
+
+/// Waits until targets have run so many, as long as that may take.
+pub(crate) async fn drain(pairs: &[Pair], accepted: u64) {
     let until = Instant::now() + DRAIN;
-    while done(pairs) < accepted.dispatches() && Instant::now() < until {
+    while done(pairs) < accepted && Instant::now() < until {
         tokio::time::sleep(LOOK * 10).await;
     }
-    Ok((accepted, per_s))
 }
 
 fn done(pairs: &[Pair]) -> u64 {
@@ -129,7 +134,8 @@ fn send<'p>(
         .max(batch.into());
     let lanes = (u64::from(scenario.window.div_ceil(BATCH)).min(ahead_max / u64::from(batch))).max(1);
     let payloads = Arc::new(Payloads::new(scenario.payload as usize));
-    let sent = Arc::new(AtomicU64::new(0));
+    // Counted on from what the target ran before, for load that follows load.
+    let sent = Arc::new(AtomicU64::new(pair.effects.done()));
     (0..lanes).map(move |_| {
         let (source, target) = (pair.source.clone(), pair.target.name().to_owned());
         let (effects, payloads, sent) = (Arc::clone(&pair.effects), Arc::clone(&payloads), Arc::clone(&sent));

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use governance::{BreakerState, Outcome, Priority, Reason};
+use governance::{BreakerState, Kind, Outcome, Priority, Reason};
 use serde::{Deserialize, Serialize};
+
+/// What `/readyz` of a coordinator says that keeps no audit, which is for measuring only.
+pub const READY_WITHOUT_AUDIT: &str = "ready, WITHOUT AN AUDIT: for measuring only\n";
 
 /// A heartbeat on `mesh.beat.<agent>`, each second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,13 +111,34 @@ pub struct Revoke {
 pub struct OpenQuestion {
     /// First dispatch and number of consecutive slots.
     pub runs: Vec<(String, u16)>,
+    /// How often their message was delivered: from the second time on the home counts who was lost with them.
+    #[serde(default = "again")]
+    pub delivered: u64,
+    /// The instance that asks, 16 hexadecimal digits; empty for one that does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runner: String,
+    /// Nothing else that had to be asked for alone runs in that instance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+    /// Where their message is acknowledged: from there its home takes the payload of a dead letter.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub inbox: String,
+}
+
+/// Who does not say how often a message came asks because it came again.
+const fn again() -> u64 {
+    2
 }
 
 /// The answer: which still are, slot by slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenAnswer {
     /// For each asked run, one flag for each slot.
     pub open: Vec<Vec<bool>>,
+    /// Likewise, of those that are open: one loss more would end it, so that it has to be asked for by itself, with `alone`,
+    /// once no other of this kind runs there. Left out where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alone: Vec<Vec<bool>>,
 }
 
 /// On `mesh.cancel.<source>`.
@@ -152,7 +176,7 @@ pub struct Progress {
 /// On `mesh.alert.<kind>`, and posted to the webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
-    /// What happened: `breaker`, `deferral`, `instance_lost`, `dead_letter`, `scale`.
+    /// What happened: `breaker`, `deferral`, `instance_lost`, `dead_letter`, `scale`, `outage`, `redis_full`.
     pub kind: String,
     /// RFC 3339, milliseconds.
     pub at: String,
@@ -235,7 +259,13 @@ pub struct DeadLetter {
     pub topic: String,
     /// The priority of its lane.
     pub priority: Priority,
-    /// How often it was tried.
+    /// Request or event.
+    #[serde(default = "event")]
+    pub kind: Kind,
+    /// The top of its tree; empty for itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
+    /// How often it was tried; of `runner_lost`, how many instances were lost with it.
     pub attempts: u8,
     /// Why the last attempt failed.
     pub reason: Reason,
@@ -253,8 +283,13 @@ pub struct DeadLetter {
     pub payload_hex: String,
 }
 
+/// Letters once were of events only.
+const fn event() -> Kind {
+    Kind::Event
+}
+
 /// An operator's command with who gives it and why; extra fields by verb.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
     /// The agent it is about.
     #[serde(default)]
@@ -265,6 +300,18 @@ pub struct Operation {
     /// Who.
     #[serde(default)]
     pub operator: String,
+    /// Which dead letter: then `agent` is its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letter: Option<LetterPlace>,
+}
+
+/// Where a dead letter is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LetterPlace {
+    /// Its place in its stream.
+    pub sequence: u64,
+    /// The dispatch that died.
+    pub id: String,
 }
 
 /// What a replica answers to `mesh.ctl.<verb>`.

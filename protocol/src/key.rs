@@ -15,7 +15,8 @@ pub type PayloadHash = [u8; HASH_BYTES];
 /// The key of one mesh: 32 random bytes, kept in a file that only its operators read.
 #[derive(Clone)]
 pub struct AuditKey {
-    payload: [u8; 32],
+    /// None for a mesh without an audit.
+    payload: Option<[u8; 32]>,
     seal: [u8; 16],
 }
 
@@ -30,7 +31,7 @@ impl AuditKey {
     pub fn new(bytes: &[u8; 32]) -> Self {
         let seal = blake3::derive_key("agent-mesh 2026 lineage seal", bytes);
         Self {
-            payload: blake3::derive_key("agent-mesh 2026 payload hash", bytes),
+            payload: Some(blake3::derive_key("agent-mesh 2026 payload hash", bytes)),
             seal: seal[..16].try_into().expect("sixteen of thirty-two bytes"),
         }
     }
@@ -44,11 +45,26 @@ impl AuditKey {
         Ok(Self::new(&bytes))
     }
 
-    /// The hash of a payload as it stands in the audit.
+    /// The same key for a home that keeps no audit: lineages are sealed, nothing is hashed, and nothing is recorded. It exists
+    /// so that the cost of the audit can be measured against the same mesh without it.
+    #[must_use]
+    pub fn without_audit(self) -> Self {
+        Self { payload: None, ..self }
+    }
+
+    /// Whether what is decided under this key is recorded.
+    #[must_use]
+    pub const fn records(&self) -> bool {
+        self.payload.is_some()
+    }
+
+    /// The hash of a payload as it stands in the audit; all zero without an audit.
     #[must_use]
     pub fn hash(&self, payload: &[u8]) -> PayloadHash {
         let mut out = [0; HASH_BYTES];
-        out.copy_from_slice(&blake3::keyed_hash(&self.payload, payload).as_bytes()[..HASH_BYTES]);
+        if let Some(key) = &self.payload {
+            out.copy_from_slice(&blake3::keyed_hash(key, payload).as_bytes()[..HASH_BYTES]);
+        }
         out
     }
 

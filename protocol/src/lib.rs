@@ -15,6 +15,7 @@ pub mod key;
 pub mod know;
 pub mod lineage;
 pub mod redis;
+pub mod room;
 pub mod streams;
 pub mod subjects;
 pub mod text;

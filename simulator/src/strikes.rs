@@ -264,6 +264,13 @@ impl World {
         self.plan(self.now, Happening::Reaches(actor, Heard::Wake(Wake::Start)));
     }
 
+    /// An instance dies of what it was given to run, and is started again by whoever looks after it.
+    pub(crate) fn poison(&mut self, actor: Actor) {
+        let back = self.streams.processes.between(300_000_000, 3_000_000_000);
+        self.plan(self.now, Happening::Strikes(Strike::Kill(actor.who)));
+        self.plan_in(back, Strike::Start(actor.who));
+    }
+
     fn kill(&mut self, who: Who) {
         let Some(actor) = self.living(who) else { return };
         self.disturb(who);

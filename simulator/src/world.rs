@@ -17,7 +17,7 @@ use crate::faults::{Fault, Faults};
 use crate::instance::{Instance, Mood};
 use crate::log::Log;
 use crate::net::{Actor, Net, Server, Way, Who};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Sight};
 use crate::postgres::{self, Postgres};
 use crate::process::{Ctx, Doing, Heard, Wake};
 use crate::random::{Random, Streams};
@@ -373,6 +373,8 @@ impl World {
 
     /// What a process decided is done a moment later, and a crash or pause may come between any two of its doings.
     fn plan_doings(&mut self, actor: Actor, doings: Vec<Doing>) {
+        let kills = self.settings.faults.has(Fault::Agents);
+        let mut poisoned = false;
         let Some(process) = self.processes.get_mut(&actor.who) else { return };
         let random = &mut self.streams.processes;
         let mut at = self.now.0.max(process.last_doing);
@@ -381,7 +383,10 @@ impl World {
         for doing in doings {
             // What is seen, and what the clock does, needs no doing.
             match doing {
-                Doing::Saw(sight) => self.oracle.on_sight(self.now, actor, sight),
+                Doing::Saw(sight) => {
+                    poisoned |= kills && is_poison(&self.cast, &sight);
+                    self.oracle.on_sight(self.now, actor, sight);
+                }
                 Doing::After(delay, wake) => {
                     let heard = Happening::Reaches(actor, Heard::Wake(wake));
                     self.planned += 1;
@@ -399,6 +404,9 @@ impl World {
                     batch.push(doing);
                 }
             }
+        }
+        if poisoned {
+            return self.poison(actor);
         }
         if batch.is_empty() && batches.is_empty() {
             return;
@@ -445,6 +453,15 @@ impl World {
             }
         }
     }
+}
+
+/// One in so many dispatches to a flaky agent kills the instance that begins to run it, each time.
+const POISON_ONE_OF: u64 = 41;
+
+fn is_poison(cast: &Cast, sight: &Sight) -> bool {
+    let Sight::Began { id, agent, .. } = sight else { return false };
+    let number = (id.instance.0 & 0xffff) * 31 + id.sequence * 7 + u64::from(id.slot);
+    number.is_multiple_of(POISON_ONE_OF) && cast.find(agent.as_str()).is_some_and(|m| m.part == Part::Flaky)
 }
 
 /// How handlers fare when nothing is wrong with them.

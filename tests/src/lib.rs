@@ -4,11 +4,15 @@
 //! [`eventually`] is the one place that sleeps.
 
 pub mod chaos;
+pub mod conservation;
 mod door;
+pub mod operator;
+pub mod powerloss;
 mod settings;
 mod sightings;
 pub mod stack;
 mod stage;
+mod traffic;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -17,6 +21,7 @@ pub use door::Door;
 pub use settings::Settings;
 pub use sightings::Sightings;
 pub use stage::{Stage, clock};
+pub use traffic::{OUTSTANDING_TOTAL, Traffic, alone};
 
 /// Long enough for what happens within moments, on a machine that is busy with other tests.
 pub const SOON: Duration = Duration::from_secs(20);

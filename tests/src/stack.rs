@@ -18,6 +18,8 @@ pub enum Signal {
     Kill,
     /// In order.
     Terminate,
+    /// In order, for PostgreSQL: it waits for nobody who is connected.
+    Interrupt,
     /// Not at all: it stands still, as on a machine that swaps or is suspended.
     Stop,
     /// And goes on from there, knowing nothing of the time between.
@@ -29,6 +31,7 @@ impl Signal {
         match self {
             Self::Kill => "-KILL",
             Self::Terminate => "-TERM",
+            Self::Interrupt => "-INT",
             Self::Stop => "-STOP",
             Self::Continue => "-CONT",
         }
@@ -70,8 +73,30 @@ pub fn process(run: &Path, name: &str) -> Option<u32> {
 /// # Panics
 /// When there is no such process.
 pub async fn signal(pid: u32, signal: Signal) {
-    let sent = Command::new("kill").args([signal.flag(), &pid.to_string()]).status().await;
-    assert!(sent.expect("kill can be run").success(), "process {pid} is there");
+    assert!(try_signal(pid, signal).await, "process {pid} is there");
+}
+
+/// Sends a signal to a process; whether there was one.
+///
+/// # Panics
+/// When signals cannot be sent at all.
+pub async fn try_signal(pid: u32, signal: Signal) -> bool {
+    let sent = Command::new("kill").args([signal.flag(), &pid.to_string()]).stderr(Stdio::null()).status();
+    sent.await.expect("kill can be run").success()
+}
+
+/// The processes that a process has started and that still run.
+#[must_use]
+pub fn children(of: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything, come the state and the parent.
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        parent.and_then(|parent| parent.parse().ok()) == Some(of)
+    })
+    .collect()
 }
 
 /// Waits until a process has ended.
@@ -89,16 +114,38 @@ pub async fn ended(pid: u32, within: Duration) {
     .await;
 }
 
-/// Stops a process of the stack and keeps it down, or starts it again and waits until it is ready.
+/// Ends a process of the stack and keeps it down.
 ///
 /// # Panics
 /// When `./dev` fails.
-pub async fn dev(verb: &str, stage: &Stage, name: &str) {
+pub async fn stop(stage: &Stage, name: &str, signal: Signal) {
+    run("stack-stop", stage, &[name, signal.flag().trim_start_matches('-')]).await;
+}
+
+/// Starts a process of the stack again and waits until it is ready.
+///
+/// # Panics
+/// When `./dev` fails.
+pub async fn start(stage: &Stage, name: &str) {
+    run("stack-start", stage, &[name]).await;
+}
+
+/// The same for several that wait for each other.
+///
+/// # Panics
+/// When `./dev` fails.
+pub async fn start_all(stage: &Stage, names: &[String]) {
+    futures::future::join_all(names.iter().map(|name| start(stage, name))).await;
+}
+
+async fn run(verb: &str, stage: &Stage, arguments: &[&str]) {
     let run = Command::new(root().join("dev"))
-        .args([verb.as_ref(), stage.settings.stack.as_os_str(), name.as_ref()])
+        .arg(verb)
+        .arg(&stage.settings.stack)
+        .args(arguments)
         .stdin(Stdio::null())
         .status();
     let status =
         tokio::time::timeout(PATIENCE * 2, run).await.expect("./dev ends").expect("./dev can be run");
-    assert!(status.success(), "./dev {verb} {name} failed");
+    assert!(status.success(), "./dev {verb} {arguments:?} failed");
 }

@@ -145,8 +145,12 @@ impl Stage {
     }
 
     async fn answer(&self, verb: &str, agent: &str) -> Answer<Value> {
-        let operation =
-            Operation { agent: agent.into(), reason: "a test".into(), operator: "mesh-tests".into() };
+        let operation = Operation {
+            agent: agent.into(),
+            reason: "a test".into(),
+            operator: "mesh-tests".into(),
+            letter: None,
+        };
         let body = serde_json::to_vec(&operation).expect("plain data serialises");
         let subject = subjects::control(verb);
         eventually(&format!("an answer to {verb}"), PATIENCE, || async {

@@ -2,137 +2,12 @@
 //! program of their own, and run one after the other.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mesh_tests::stack::{self, Signal};
-use mesh_tests::{PATIENCE, Sightings, Stage, until};
-use tokio::sync::{Mutex, MutexGuard};
-use tokio::task::JoinSet;
-use worker_sdk::{Agent, Context, DispatchId, ErrorKind, Failure, Outcome, Reason};
-
-const CALLERS: usize = 3;
-const WORKERS: usize = 2;
-/// Requests that each caller keeps outstanding.
-const OUTSTANDING: usize = 8;
-
-static ALONE: Mutex<()> = Mutex::const_new(());
-
-/// What callers and handlers count for themselves, to be compared with what the archive says.
-struct Traffic {
-    stage: Stage,
-    seen: Sightings,
-    stop: Arc<AtomicBool>,
-    replies: Arc<AtomicU64>,
-    workers: Vec<Agent>,
-    callers: Vec<Agent>,
-    running: JoinSet<anyhow::Result<Vec<(DispatchId, Outcome)>>>,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl Traffic {
-    async fn start() -> anyhow::Result<Self> {
-        let alone = ALONE.lock().await;
-        let stage = Stage::set().await;
-        let (seen, replies) = (Sightings::default(), Arc::new(AtomicU64::new(0)));
-        let stop = Arc::new(AtomicBool::new(false));
-        let name = stage.name("worker");
-        let mut workers = Vec::new();
-        for _ in 0..WORKERS {
-            let seen = seen.clone();
-            let worker =
-                stage.mesh.agent(&name).instances(1, 4).capability("work", move |ctx: Context, n: u64| {
-                    seen.note(ctx.id());
-                    async move { Ok::<_, Failure>(n + 1) }
-                });
-            workers.push(worker.register().await?);
-        }
-        let mut callers = Vec::new();
-        let mut running = JoinSet::new();
-        for nth in 0..CALLERS {
-            let caller =
-                stage.mesh.agent(&stage.name(&format!("caller{nth}"))).depends_on(&name).register().await?;
-            for _ in 0..OUTSTANDING {
-                running.spawn(call(caller.clone(), name.clone(), Arc::clone(&stop), Arc::clone(&replies)));
-            }
-            callers.push(caller);
-        }
-        Ok(Self { stage, seen, stop, replies, workers, callers, running, _alone: alone })
-    }
-
-    /// Waits until so many more replies have come.
-    async fn replies(&self, more: u64) {
-        let before = self.replies.load(Ordering::Relaxed);
-        until(&format!("{more} more replies"), PATIENCE, || async {
-            self.replies.load(Ordering::Relaxed) >= before + more
-        })
-        .await;
-    }
-
-    /// The process that is home of the first caller: its name and id.
-    async fn home(&self) -> (String, u32) {
-        stack::home(&self.stage, self.callers[0].name()).await
-    }
-
-    /// Ends the traffic and compares callers, handlers and archive. Gives the dispatches that a handler saw again.
-    async fn balance(mut self) -> anyhow::Result<Vec<DispatchId>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut accepted = BTreeSet::new();
-        let mut succeeded = 0;
-        while let Some(calls) = self.running.join_next().await {
-            for (id, outcome) in calls?? {
-                assert!(accepted.insert(id), "{id} was given twice");
-                succeeded += usize::from(outcome == Outcome::Success);
-            }
-        }
-        assert!(accepted.len() > 100, "too little was compared: {}", accepted.len());
-        assert_eq!(succeeded, accepted.len(), "each call was answered by its handler");
-        assert_eq!(self.seen.count(), accepted.len(), "handlers saw what was accepted, and nothing else");
-
-        self.stage.archived().await;
-        let names: Vec<String> = self.callers.iter().map(|caller| caller.name().to_owned()).collect();
-        let count = |query: &'static str| {
-            let (stage, names) = (self.stage.clone(), names.clone());
-            async move { stage.number(query, &[&names]).await }
-        };
-        let expected = accepted.len() as i64;
-        assert_eq!(count("SELECT count(*) FROM dispatch_decision WHERE source = ANY($1)").await, expected);
-        let distinct = "SELECT count(*) FROM (SELECT DISTINCT instance, sequence, slot FROM dispatch_decision \
-                        WHERE source = ANY($1)) ids";
-        assert_eq!(count(distinct).await, expected, "each was decided once");
-        let ends = "SELECT count(*) FROM dispatch_completion WHERE source = ANY($1) AND NOT late";
-        assert_eq!(count(ends).await, expected, "each has one outcome");
-        let ended = "SELECT count(*) FROM (SELECT DISTINCT instance, sequence, slot FROM dispatch_completion \
-                     WHERE source = ANY($1) AND NOT late) ids";
-        assert_eq!(count(ended).await, expected);
-        let stopped =
-            "SELECT count(*) FROM archive_cursor WHERE stopped IS NOT NULL AND $1::text[] IS NOT NULL";
-        assert_eq!(count(stopped).await, 0, "the chain is whole: the archiver checks it link by link");
-        for agent in self.workers.iter().chain(&self.callers) {
-            agent.stop().await?;
-        }
-        Ok(self.seen.repeated())
-    }
-}
-
-/// One caller in a closed loop: the outcome of each call it made.
-async fn call(
-    caller: Agent,
-    worker: String,
-    stop: Arc<AtomicBool>,
-    replies: Arc<AtomicU64>,
-) -> anyhow::Result<Vec<(DispatchId, Outcome)>> {
-    let mut calls = Vec::new();
-    let mut n = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let reply = caller.dispatch(&worker, "work").budget(PATIENCE).json(&n)?.request().await?;
-        calls.push((reply.id(), reply.outcome()));
-        n = reply.json()?;
-        replies.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(calls)
-}
+use mesh_tests::{Door, PATIENCE, Sightings, Stage, Traffic, alone, until};
+use serde_json::json;
+use worker_sdk::{Agent, Context, ErrorKind, Failure, Priority, Reason};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_coordinator_loses_nothing_and_repeats_nothing() -> anyhow::Result<()> {
@@ -220,7 +95,7 @@ async fn a_home_that_stood_still_wakes_up_deposed_and_does_no_harm() -> anyhow::
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_coordinator_forgets_no_quota() -> anyhow::Result<()> {
     const BURST: u32 = 500;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let stage = Stage::set().await;
     let seen = Sightings::default();
     let noted = seen.clone();
@@ -253,56 +128,8 @@ async fn a_killed_coordinator_forgets_no_quota() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_postgresql_is_away_everything_runs_and_the_trail_waits() -> anyhow::Result<()> {
-    let traffic = Traffic::start().await?;
-    traffic.replies(50).await;
-    stack::dev("stack-stop", &traffic.stage, "postgres").await;
-    traffic.replies(200).await;
-    stack::dev("stack-start", &traffic.stage, "postgres").await;
-    assert_eq!(traffic.balance().await?, [], "no handler saw a dispatch twice");
-    Ok(())
-}
-
-/// Waits until each coordinator says of itself whether it can work.
-async fn until_readiness(stage: &Stage, status: &str) {
-    for address in &stage.settings.coordinators {
-        until(&format!("{address} answers {status}"), PATIENCE, || async {
-            let answer = stage.http(address, "/readyz").await.unwrap_or_default();
-            answer.starts_with(&format!("HTTP/1.1 {status} "))
-        })
-        .await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_dispatches_wait_and_none_is_lost() -> anyhow::Result<()> {
-    let traffic = Traffic::start().await?;
-    traffic.replies(100).await;
-    stack::dev("stack-stop", &traffic.stage, "redis").await;
-    until_readiness(&traffic.stage, "503").await;
-    stack::dev("stack-start", &traffic.stage, "redis").await;
-    until_readiness(&traffic.stage, "200").await;
-    traffic.replies(100).await;
-    assert_eq!(traffic.balance().await?, [], "no handler saw a dispatch twice");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_broker_comes_back_with_all_it_acknowledged() -> anyhow::Result<()> {
-    let traffic = Traffic::start().await?;
-    for node in stack::broker_nodes(&traffic.stage) {
-        traffic.replies(100).await;
-        stack::dev("stack-restart", &traffic.stage, &node).await;
-    }
-    traffic.replies(100).await;
-    // What was stored and not yet acknowledged may have been published again; what ran twice ended once all the same.
-    traffic.balance().await?;
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_operators_did_outlives_the_home_they_told() -> anyhow::Result<()> {
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let stage = Stage::set().await;
     let work = |_: Context, n: u32| async move { Ok::<_, Failure>(n) };
     let tripped = stage.mesh.agent(&stage.name("tripped")).capability("work", work).register().await?;
@@ -352,7 +179,7 @@ async fn forgetful(stage: &Stage, seen: Sightings) -> anyhow::Result<Agent> {
 async fn batches_topics_and_retries_balance_when_coordinators_are_killed() -> anyhow::Result<()> {
     const ROUNDS: usize = 30;
     const BATCH: usize = 40;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let stage = Stage::set().await;
     let (topic, seen) = (stage.name("news"), Sightings::default());
     let worker = forgetful(&stage, seen.clone()).await?;
@@ -407,5 +234,110 @@ async fn batches_topics_and_retries_balance_when_coordinators_are_killed() -> an
     assert_eq!(seen.repeated(), [], "none succeeded twice");
     assert_eq!(seen.count(), accepted.len());
     drop(reader);
+    Ok(())
+}
+
+/// Kills the home of an agent, and waits until the process is gone.
+async fn kill_home_of(stage: &Stage, agent: &str) {
+    let (_, pid) = stack::home(stage, agent).await;
+    stack::signal(pid, Signal::Kill).await;
+    stack::ended(pid, PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlines_fire_across_a_take_over_and_late_words_change_nothing() -> anyhow::Result<()> {
+    const BUDGET: Duration = Duration::from_secs(5);
+    let _alone = alone().await;
+    let stage = Stage::set().await;
+    let door = Door::open(&stage).await;
+    let silent = stage.name("silent");
+    assert!(
+        door.register(&json!({"agent": silent, "capabilities": ["work"], "encoding": "json"})).await.accepted
+    );
+    door.beat(&silent, 4).await;
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&silent).register().await?;
+    let ask = async |budget: Duration| -> anyhow::Result<_> {
+        door.beat(&silent, 4).await;
+        let pending = caller.dispatch(&silent, "work").budget(budget).json(&())?.start().await?;
+        // It is taken, so that it may run; what became of it nobody says.
+        let message = door.take(&silent, Priority::P2).await;
+        Ok((pending, message))
+    };
+    let timed_out = ErrorKind::TimedOut(Reason::ExpiredUnknown);
+
+    let (first, _held) = ask(BUDGET).await?;
+    let first_id = first.id();
+    kill_home_of(&stage, caller.name()).await;
+    let error = tokio::time::timeout(PATIENCE, first.reply()).await?.unwrap_err();
+    assert_eq!(error.kind(), timed_out, "the home that took over tells the caller");
+    let (second, _held) = ask(Duration::from_secs(1)).await?;
+    let second_id = second.id();
+    assert_eq!(tokio::time::timeout(PATIENCE, second.reply()).await?.unwrap_err().kind(), timed_out);
+    for id in [first_id, second_id] {
+        let record = stage.record(id).await;
+        assert_eq!((record.outcome.as_deref(), record.reason.as_str()), (Some("timeout"), "expired_unknown"));
+        assert!(record.completed.expect("it ended") >= record.deadline);
+    }
+
+    // One was ended by the home that is killed now, and both are reported to the one after it.
+    kill_home_of(&stage, caller.name()).await;
+    for id in [first_id, second_id] {
+        let late = json!({"id": id.to_string(), "outcome": "success", "payload": "too late"});
+        let done = format!("mesh.done.p2.{}.{silent}", caller.name());
+        door.publish(&done, serde_json::to_vec(&late)?).await?;
+    }
+    let rows = |late: bool| {
+        let (stage, source) = (stage.clone(), caller.name().to_owned());
+        let query = "SELECT count(*) FROM dispatch_completion WHERE source = $1 AND late = $2";
+        async move { stage.number(query, &[&source, &late]).await }
+    };
+    until("both late words are on record", PATIENCE, || async { rows(true).await == 2 }).await;
+    assert_eq!(rows(false).await, 2, "each has the outcome that it had");
+    for id in [first_id, second_id] {
+        assert_eq!(stage.record(id).await.outcome.as_deref(), Some("timeout"));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_instances_are_counted_on_by_the_home_that_takes_over() -> anyhow::Result<()> {
+    /// As the policy says, and one that a home which has just taken over may not know of.
+    const MOST: usize = 4;
+    let _alone = alone().await;
+    let stage = Stage::set().await;
+    let name = stage.name("taster");
+    let (began, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let taster = || {
+        let began = began.clone();
+        stage.mesh.agent(&name).instances(1, 8).capability("taste", move |ctx: Context, (): ()| {
+            let told = began.send(ctx.attempt());
+            async move {
+                told?;
+                std::future::pending::<Result<(), Failure>>().await
+            }
+        })
+    };
+    let mut living = taster().register().await?;
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&name).register().await?;
+    let call = caller.dispatch(&name, "taste").budget(PATIENCE * 2).json(&())?.request();
+    let mut call = std::pin::pin!(call);
+    let mut died = 0;
+    let error = loop {
+        tokio::select! {
+            ended = &mut call => break ended.unwrap_err(),
+            Some(_) = heard.recv() => {
+                drop(living);
+                died += 1;
+                if died == 2 {
+                    kill_home_of(&stage, caller.name()).await;
+                }
+                assert!(died <= MOST, "{died} instances died of it");
+                living = taster().register().await?;
+            }
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Failed(Reason::RunnerLost), "{error}");
+    assert!((3..=MOST).contains(&died), "{died}");
+    drop(living);
     Ok(())
 }

@@ -38,6 +38,8 @@ pub(crate) struct Done {
     pub(crate) content_type: String,
     pub(crate) inbox_ack: String,
     pub(crate) held: Arc<Held>,
+    /// Of one that ran alone: the next of its kind waits until this end is confirmed.
+    pub(crate) alone: Option<Alone>,
 }
 
 impl Done {
@@ -56,6 +58,9 @@ impl Done {
         }
     }
 }
+
+/// The turn of a dispatch that is run with no other of its kind beside it.
+pub(crate) type Alone = tokio::sync::OwnedMutexGuard<()>;
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -143,6 +148,7 @@ async fn drive(core: Arc<Core>, lane: Arc<Lane>) {
         }
         for done in batch {
             done.held.settle(&core, 1).await;
+            drop(done.alone);
         }
     }
 }

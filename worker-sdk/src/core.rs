@@ -55,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) supervisor: Supervisor,
     /// The inbox messages that are held.
     pub(crate) holding: Holding,
+    /// Held by the one dispatch that its home said is to be run alone.
+    pub(crate) alone: Arc<tokio::sync::Mutex<()>>,
     /// Signs of life of the runtime that handlers run on.
     pub(crate) pulse: Pulse,
     /// Open dispatches of all inbox messages that are held.
@@ -90,6 +92,7 @@ impl Core {
             signals: Signals::new(),
             supervisor: Supervisor::default(),
             holding: Holding::default(),
+            alone: Arc::default(),
             pulse: Pulse::new(),
             held: Arc::default(),
             draining: CancellationToken::new(),
@@ -206,13 +209,13 @@ impl Core {
         self.publish(subject, &Progress { id: id.to_string(), note }).await
     }
 
-    /// Asks the home of a source which of its dispatches are still open.
+    /// Asks the home of a source which of its dispatches are still open, and may be run here.
     pub(crate) async fn ask_open(
         &self,
         source: &AgentId,
-        runs: Vec<(String, u16)>,
+        question: &OpenQuestion,
     ) -> Result<OpenAnswer, Error> {
-        self.ask(subjects::open(source), &OpenQuestion { runs }, QUESTION_PATIENCE).await
+        self.ask(subjects::open(source), question, QUESTION_PATIENCE).await
     }
 
     /// Says that the instance lives, and what it does.

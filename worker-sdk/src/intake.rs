@@ -11,11 +11,13 @@ use std::time::Duration;
 use async_nats::Subject;
 use broker::{Ended, Message, Pulled, Pump};
 use governance::Priority;
+use protocol::control::{OpenAnswer, OpenQuestion};
 use protocol::streams::{self, DUPLICATE_ASSUMED, INBOX_ACK_WAIT};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::completer::Alone;
 use crate::core::Core;
 use crate::held::Held;
 use crate::row::{self, Row};
@@ -44,10 +46,13 @@ const UNREADABLE_MAX: u64 = 5;
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 
 /// A row that waits for a slot.
-struct Waiting {
-    held: Arc<Held>,
-    row: Row,
-    attempt: u8,
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) held: Arc<Held>,
+    pub(crate) row: Row,
+    pub(crate) attempt: u8,
+    /// Its turn, where it is to be run with no other of its kind beside it.
+    pub(crate) alone: Option<Alone>,
 }
 
 /// What is known of the inbox of one priority.
@@ -70,6 +75,9 @@ struct Judged {
     held: Arc<Held>,
     rows: Vec<Row>,
     attempt: u8,
+    delivered: u64,
+    ack: Subject,
+    alone: Option<Alone>,
 }
 
 /// The task that takes work in.
@@ -139,9 +147,9 @@ impl Intake {
         for class in Priority::ALL.iter().copied() {
             let inbox = &mut self.inboxes[usize::from(class.code())];
             while !inbox.waiting.is_empty() && self.core.slots.try_take(class) {
-                let Some(Waiting { held, row, attempt }) = inbox.waiting.pop_front() else { break };
-                held.begin();
-                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), class, held, row, attempt));
+                let Some(waiting) = inbox.waiting.pop_front() else { break };
+                waiting.held.begin();
+                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), class, waiting));
             }
         }
     }
@@ -244,10 +252,11 @@ impl Intake {
         let held = Arc::new(Held::new(message.ack.clone(), rows.len(), Arc::clone(&self.core.held)));
         self.core.holding.insert(key, Arc::clone(&held));
         let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
-        let judged = Judged { class, held, rows, attempt };
+        let (delivered, ack) = (message.delivered, message.ack);
+        let judged = Judged { class, held, rows, attempt, delivered, ack, alone: None };
         let now = clock::now();
         let is_old = |row: &Row| now.since(row.admitted) > DUPLICATE_ASSUMED;
-        if message.delivered > 1 || judged.rows.iter().any(is_old) {
+        if delivered > 1 || judged.rows.iter().any(is_old) {
             // It may have been run elsewhere, or have ended meanwhile: its home knows.
             self.core.supervisor.spawn(question(Arc::clone(&self.core), judged, self.judge.clone()));
         } else {
@@ -266,11 +275,11 @@ impl Intake {
 
     /// Lets the rows of a message wait for slots, but for those that this instance has taken before.
     async fn admit(&mut self, judged: Judged) {
-        let Judged { class, held, rows, attempt } = judged;
+        let Judged { class, held, rows, attempt, mut alone, .. } = judged;
         let mut known = 0;
         for row in rows {
             if self.core.ledger.take(row.id) {
-                let waiting = Waiting { held: Arc::clone(&held), row, attempt };
+                let waiting = Waiting { held: Arc::clone(&held), row, attempt, alone: alone.take() };
                 self.inboxes[usize::from(class.code())].waiting.push_back(waiting);
             } else {
                 known += 1;
@@ -304,9 +313,10 @@ async fn give_back(core: &Core, ack: &Subject, delay: Duration) {
     }
 }
 
-/// Asks the homes of the sources which rows of a redelivered message are still open, and settles the others.
+/// Asks the homes of the sources which rows of a redelivered message are still open, and settles the others. What its home wants
+/// run alone is asked for once more in its turn.
 async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judged>) {
-    let mut open_rows = Vec::with_capacity(judged.rows.len());
+    let (mut together, mut alone) = (Vec::with_capacity(judged.rows.len()), Vec::new());
     let mut rows = std::mem::take(&mut judged.rows).into_iter().peekable();
     while let Some(first) = rows.next() {
         // Rows of one parcel are consecutive slots of one source.
@@ -319,26 +329,59 @@ async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judge
         }) {
             run.push(next);
         }
-        let asked = vec![(run[0].id.to_string(), u16::try_from(run.len()).unwrap_or(u16::MAX))];
-        let source = Arc::clone(&run[0].source);
-        // The message is held and renewed meanwhile; what passes its deadline is not worth an answer.
-        let flags = loop {
-            match core.ask_open(&source, asked.clone()).await {
-                Ok(answer) => break answer.open.into_iter().next().unwrap_or_default(),
-                Err(error) => tracing::debug!(source = %source, %error, "no home says what is open"),
+        let answer = ask(&core, &judged, &run, false).await;
+        let open = answer.open.into_iter().next().unwrap_or_default();
+        let apart = answer.alone.into_iter().next().unwrap_or_default();
+        let flag = |flags: &[bool], at: usize| flags.get(at).copied().unwrap_or(false);
+        let mut ended = 0;
+        for (at, row) in run.into_iter().enumerate() {
+            match (flag(&open, at), flag(&apart, at)) {
+                (false, _) => ended += 1,
+                (true, false) => together.push(row),
+                (true, true) => alone.push(row),
             }
-            if run.iter().all(|row| clock::until(row.deadline).is_zero()) {
-                break Vec::new();
-            }
-        };
-        let mut flags = flags.into_iter();
-        let before = open_rows.len();
-        let asked_about = run.len();
-        open_rows.extend(run.into_iter().filter(|_| flags.next().unwrap_or(false)));
-        let ended = asked_about - (open_rows.len() - before);
+        }
         judged.held.settle(&core, ended).await;
     }
-    judged.rows = open_rows;
+    let (class, held, attempt, delivered) =
+        (judged.class, Arc::clone(&judged.held), judged.attempt, judged.delivered);
+    let ack = judged.ack.clone();
+    judged.rows = together;
     // The intake is gone only when the agent stops.
     drop(judge.send(judged).await);
+    for row in alone {
+        let turn = Arc::clone(&core.alone).lock_owned().await;
+        let (held, ack) = (Arc::clone(&held), ack.clone());
+        let mut judged = Judged { class, held, rows: Vec::new(), attempt, delivered, ack, alone: Some(turn) };
+        let run = [row];
+        let answer = ask(&core, &judged, &run, true).await;
+        if answer.open.first().is_some_and(|flags| flags.first() == Some(&true)) {
+            judged.rows.extend(run);
+            drop(judge.send(judged).await);
+        } else {
+            judged.held.settle(&core, 1).await;
+        }
+    }
+}
+
+/// What the home says about a run of rows; that none is open once all are past their deadline.
+async fn ask(core: &Core, judged: &Judged, run: &[Row], alone: bool) -> OpenAnswer {
+    let Some(first) = run.first() else { return OpenAnswer::default() };
+    let question = OpenQuestion {
+        runs: vec![(first.id.to_string(), u16::try_from(run.len()).unwrap_or(u16::MAX))],
+        delivered: judged.delivered,
+        runner: core.instance.to_string(),
+        alone,
+        inbox: judged.ack.to_string(),
+    };
+    // The message is held and renewed meanwhile; what passes its deadline is not worth an answer.
+    loop {
+        match core.ask_open(&first.source, &question).await {
+            Ok(answer) => return answer,
+            Err(error) => tracing::debug!(source = %first.source, %error, "no home says what is open"),
+        }
+        if run.iter().all(|row| clock::until(row.deadline).is_zero()) {
+            return OpenAnswer::default();
+        }
+    }
 }

@@ -16,12 +16,12 @@ use crate::core::Core;
 use crate::dispatch::Link;
 use crate::error::Failure;
 use crate::handler::{Handler, Response};
-use crate::held::Held;
-use crate::row::Row;
+use crate::intake::Waiting;
 use crate::run::Run;
 
 /// Runs a dispatch in a slot that was taken for it, and reports how it ended.
-pub(crate) async fn run(core: Arc<Core>, class: Priority, held: Arc<Held>, row: Row, attempt: u8) {
+pub(crate) async fn run(core: Arc<Core>, class: Priority, waiting: Waiting) {
+    let Waiting { held, row, attempt, alone } = waiting;
     let inbox_us = clock::micros(clock::now().since(row.admitted));
     let run = Arc::new(Run::new(class, row.deadline, Arc::clone(&core.slots)));
     let id = row.id;
@@ -69,9 +69,11 @@ pub(crate) async fn run(core: Arc<Core>, class: Priority, held: Arc<Held>, row: 
         content_type,
         inbox_ack: String::new(),
         held: Arc::clone(&held),
+        alone,
     };
     if kind == Kind::Event && outcome == Outcome::Failure {
-        held.defer(&core, done);
+        // Others of its message are waited for before this is told, and one of them may wait for its turn.
+        held.defer(&core, Done { alone: None, ..done });
     } else {
         core.complete(done);
     }

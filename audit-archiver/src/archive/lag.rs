@@ -87,6 +87,16 @@ impl Archive {
         self.lag_of(&mut Trail::connect(redis_url).await?).await
     }
 
+    /// The epoch and sequence of the newest block of each shard in the trail.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn heads(&self, redis_url: &str) -> Result<BTreeMap<u8, (u64, u64)>, Error> {
+        let shards: Vec<u8> = (0..SHARDS).collect();
+        let heads = Trail::connect(redis_url).await?.heads(&shards).await?;
+        Ok(heads.into_iter().map(|(shard, head)| (shard, (head.id.epoch, head.id.sequence))).collect())
+    }
+
     /// Waits until everything that the trail holds is archived.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, TryStreamExt};
 use governance::Timestamp;
 use serde::Serialize;
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 
 use super::{Archive, Error, as_rfc3339, moment, timestamp};
 use crate::day;
@@ -79,6 +79,27 @@ pub struct LogRow {
     pub block: i64,
 }
 
+/// From which moment on rows are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SinceMoment(pub(crate) Timestamp);
+
+impl SinceMoment {
+    /// As PostgreSQL takes it.
+    pub(crate) fn moment(self) -> time::OffsetDateTime {
+        moment(self.0)
+    }
+}
+
+/// All rows decided at or after a moment, as one connection sees them, in the order of their timestamps.
+pub(crate) async fn rows_since(
+    client: &Client,
+    since: SinceMoment,
+) -> Result<impl Stream<Item = Result<LogRow, Error>> + use<>, Error> {
+    let query = format!("SELECT {COLUMNS} FROM dispatch_log_since($1) ORDER BY \"timestamp\", dispatch_id");
+    let rows = client.query_raw(&query, [since.moment()]).await?;
+    Ok(rows.map_err(Error::from).map(|row| row.map(|row| read(&row))))
+}
+
 impl Archive {
     /// All rows decided at or after a moment, in the order of their timestamps.
     ///
@@ -89,13 +110,11 @@ impl Archive {
         since: Timestamp,
     ) -> Result<impl Stream<Item = Result<LogRow, Error>> + use<>, Error> {
         let client = self.client().await?;
-        let query =
-            format!("SELECT {COLUMNS} FROM dispatch_log_since($1) ORDER BY \"timestamp\", dispatch_id");
-        let rows = client.query_raw(&query, [moment(since)]).await?;
+        let rows = rows_since(&client, SinceMoment(since)).await?;
         // The connection goes back to the pool with the end of the stream.
-        Ok(rows.map_err(Error::from).map(move |row| {
+        Ok(rows.map(move |row| {
             let _busy = &client;
-            row.map(|row| read(&row))
+            row
         }))
     }
 

@@ -3,6 +3,7 @@
 //! The rule it keeps: a figure has one definition, beside the query that computes it.
 
 mod books;
+mod compliance;
 mod dispatches;
 mod holds;
 mod lag;
@@ -21,10 +22,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{NoTls, Row};
 
 pub use books::Books;
+pub use compliance::{Compliance, DayOf, Kept, MonthOf, Unended, Violation};
 pub use dispatches::{Dispatch, Edge, Note};
 pub use holds::{Hold, HoldRequest};
 pub use lag::{Cursor, Lag};
 pub use log::LogRow;
+pub(crate) use log::{SinceMoment, rows_since};
 pub use quota::QuotaCheck;
 pub use report::{Percentiles, Report, ReportRow};
 pub use storage::Storage;

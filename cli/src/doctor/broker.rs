@@ -29,6 +29,7 @@ pub(super) async fn check(mesh: &Mesh) -> Vec<Check> {
         }
     };
     let mut checks = vec![server(mesh, &client)];
+    checks.extend(health(mesh).await);
     let mut js = jetstream::new(client.clone());
     js.set_timeout(PATIENCE);
     if let Err(error) = js.query_account().await {
@@ -55,6 +56,37 @@ fn server(mesh: &Mesh, client: &Client) -> Check {
         return Check::fail("broker", text, fix);
     }
     Check::ok("broker", text)
+}
+
+/// What the nodes say of their own health, where their monitors are known. A stream whose disk failed still answers.
+async fn health(mesh: &Mesh) -> Option<Check> {
+    let asked = mesh.nats_monitors.iter().map(|url| node_health(url));
+    let answers = futures::future::join_all(asked).await;
+    let wrong: Vec<String> = answers.into_iter().flatten().collect();
+    (!mesh.nats_monitors.is_empty()).then(|| judge_health(mesh.nats_monitors.len(), &wrong))
+}
+
+/// What is wrong with a node; nothing where it is well.
+async fn node_health(url: &str) -> Option<String> {
+    let url = format!("{}/healthz", url.trim_end_matches('/'));
+    let asking = async { reqwest::get(&url).await?.json::<Value>().await };
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(Ok(answer)) => answer.get("error").and_then(Value::as_str).map(str::to_owned),
+        Ok(Err(error)) => Some(crate::answer::in_words(&error.into())),
+        Err(_) => Some(format!("{url} does not answer in time")),
+    }
+}
+
+fn judge_health(nodes: usize, wrong: &[String]) -> Check {
+    if wrong.is_empty() {
+        return Check::ok("broker health", format!("{nodes} asked, all well"));
+    }
+    let fix = if wrong.iter().any(|why| why.contains("write error")) {
+        "make room on its disk, then start nats-server again: a stream whose disk failed stores nothing until then"
+    } else {
+        "see the log of nats-server"
+    };
+    Check::fail("broker health", wrong.join("; "), fix)
 }
 
 /// Streams, their room, dead letters, and the broker's clock, which comes with each answer about a stream.
@@ -174,6 +206,15 @@ mod tests {
         let mut bad = good;
         bad["discard"] = "old".into();
         assert_eq!(differences(stream, &bad), ["MESH_IN_P0: discard is \"old\" instead of \"new\""]);
+    }
+
+    #[test]
+    fn a_stream_whose_disk_failed_needs_room_and_another_start() {
+        assert_eq!(judge_health(3, &[]), Check::ok("broker health", "3 asked, all well"));
+        let failed =
+            judge_health(1, &["JetStream stream 'A' write error: no space left on device".to_owned()]);
+        assert!(failed.fix.contains("make room on its disk"), "{failed:?}");
+        assert_eq!(judge_health(1, &["no quorum".to_owned()]).fix, "see the log of nats-server");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use async_nats::Client;
 use async_nats::jetstream::Context;
 use governance::BreakerState;
 use protocol::PROTOCOL_VERSION;
-use protocol::control::{AgentView, Replica};
+use protocol::control::{AgentView, READY_WITHOUT_AUDIT, Replica};
 use protocol::streams;
 
 use super::{Check, PATIENCE};
@@ -136,7 +136,7 @@ async fn get_ready(url: &str) -> Result<(), String> {
         Ok::<_, reqwest::Error>((response.status(), response.text().await?))
     };
     match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(Ok((status, _))) if status.is_success() => Ok(()),
+        Ok(Ok((status, text))) if status.is_success() && text != READY_WITHOUT_AUDIT => Ok(()),
         Ok(Ok((_, text))) => Err(format!("{url} says: {}", text.trim())),
         Ok(Err(error)) => Err(format!("{url}: {}", anyhow::Error::from(error).root_cause())),
         Err(_) => Err(format!("{url} does not answer")),

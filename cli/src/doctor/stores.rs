@@ -1,9 +1,11 @@
 //! Redis and PostgreSQL: versions, durability, room, clocks, and whether the archive keeps up with the trail.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use audit_archiver::archive::{self, Archive, Lag};
 use governance::Timestamp;
+use protocol::room::{ALARM, Memory, in_words as in_words_of_time};
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 
@@ -14,6 +16,9 @@ use crate::moment;
 
 const REDIS_MIN: (u32, u32) = (7, 0);
 const POSTGRES_MIN: u32 = 14;
+/// Whether PostgreSQL stores what it is given: a table that is gone again with its transaction.
+const STORE_PROBE: &str = "BEGIN; CREATE TEMPORARY TABLE mesh_doctor ON COMMIT DROP AS \
+    SELECT repeat(md5(n::text), 64) FROM generate_series(1, 64) n; ROLLBACK";
 /// A Redis fuller than this should be given more, or a shorter retention.
 const MEMORY_WARN_PERCENT: u64 = 80;
 
@@ -32,7 +37,8 @@ pub(super) async fn check(mesh: &Mesh) -> Vec<Check> {
 async fn redis(mesh: &Mesh) -> Result<Vec<Check>, Check> {
     let away = |why: String| {
         let text = format!("{}: {why}", shown(&mesh.redis_url));
-        Check::fail("redis", text, "start it (./dev up), or name it with MESH_REDIS_URL")
+        let fix = "start it (./dev up), or name it with MESH_REDIS_URL; one that ends at every block has a full disk, as its log says";
+        Check::fail("redis", text, fix)
     };
     let asking = async {
         let client = redis::Client::open(mesh.redis_url.as_str())?;
@@ -50,10 +56,9 @@ async fn redis(mesh: &Mesh) -> Result<Vec<Check>, Check> {
         Ok(Err(error)) => return Err(away(error.to_string())),
         Err(_) => return Err(away("no answer in time".to_owned())),
     };
-    let info = fields(&info);
-    let mut checks = vec![redis_version(&info, &mesh.redis_url)];
+    let mut checks = vec![redis_version(&fields(&info), &mesh.redis_url)];
     checks.extend(durability(settings.as_ref()));
-    checks.extend(memory(&info));
+    checks.extend(memory(&info, time_left(&mesh.coordinators).await));
     checks.push(skew);
     Ok(checks)
 }
@@ -103,16 +108,39 @@ fn durability(settings: Option<&BTreeMap<String, String>>) -> Vec<Check> {
     checks
 }
 
-fn memory(info: &BTreeMap<&str, &str>) -> Option<Check> {
-    let number = |name: &str| info.get(name).and_then(|v| v.parse::<u64>().ok());
-    let (used, bound) = (number("used_memory")?, number("maxmemory")?);
-    let percent = (used * 100).checked_div(bound)?;
-    let text = format!("Redis uses {percent} % of its {} MB", bound >> 20);
-    Some(if percent < MEMORY_WARN_PERCENT {
+/// How full Redis is, and for how long it has room where a coordinator says so.
+fn memory(info: &str, left: Option<Duration>) -> Option<Check> {
+    let memory = Memory::parse(info);
+    let percent = (memory.used * 100).checked_div(memory.limit)?;
+    let of = if memory.is_set { "its" } else { "the machine's" };
+    let mut text = format!("Redis uses {percent} % of {of} {} MB", memory.limit >> 20);
+    if let Some(left) = left {
+        text = format!("{text}, and is full in {} as it grows now", in_words_of_time(left));
+    }
+    let fix = "see that an archiver works; raise maxmemory, or shorten the archiver's --hot-retention";
+    Some(if memory.is_full() {
+        Check::fail("memory", format!("{text}: dispatches wait until it has room"), fix)
+    } else if percent < MEMORY_WARN_PERCENT && left.is_none_or(|left| left > ALARM) {
         Check::ok("memory", text)
     } else {
-        Check::warn("memory", text, "raise maxmemory, or shorten the archiver's --hot-retention")
+        Check::warn("memory", text, fix)
     })
+}
+
+/// How long Redis has room, as the coordinators see it; none where it does not grow, or nobody says.
+async fn time_left(urls: &[String]) -> Option<Duration> {
+    let asked = urls.iter().map(|url| async move {
+        let text =
+            reqwest::get(format!("{}/metrics", url.trim_end_matches('/'))).await.ok()?.text().await.ok()?;
+        left_in(&text)
+    });
+    let asked = timeout(PATIENCE, futures::future::join_all(asked)).await.unwrap_or_default();
+    asked.into_iter().flatten().min()
+}
+
+fn left_in(metrics: &str) -> Option<Duration> {
+    let value = metrics.lines().find_map(|line| line.strip_prefix("mesh_redis_full_in_seconds "))?;
+    Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
 }
 
 /// What is found out about PostgreSQL; the error is the check that failed because it is away.
@@ -130,9 +158,10 @@ async fn postgres(mesh: &Mesh) -> Result<Vec<Check>, Check> {
         let row = client.query_one(query, &[]).await?;
         let read = Timestamp(row.get::<_, i64>(1).max(0).cast_unsigned() * 1_000);
         let skew = clock("clock", "PostgreSQL", read, asked, moment::now());
-        Ok::<_, tokio_postgres::Error>((row.get::<_, String>(0), skew))
+        let stores = client.batch_execute(STORE_PROBE).await;
+        Ok::<_, tokio_postgres::Error>((row.get::<_, String>(0), skew, stores))
     };
-    let (found, skew) = match timeout(PATIENCE, asking).await {
+    let (found, skew, stores) = match timeout(PATIENCE, asking).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(away(in_words(&error.into()))),
         Err(_) => return Err(away("no answer in time".to_owned())),
@@ -143,7 +172,12 @@ async fn postgres(mesh: &Mesh) -> Result<Vec<Check>, Check> {
     } else {
         Check::ok("postgres", text)
     };
-    Ok(vec![of_version, skew])
+    let mut checks = vec![of_version, skew];
+    if let Err(error) = stores {
+        let fix = "make room on its disk, or see its log; the trail stays in Redis meanwhile, as long as that has room";
+        checks.push(Check::fail("archive store", in_words(&error.into()), fix));
+    }
+    Ok(checks)
 }
 
 /// Whether an archiver is at work: what is behind now must move on, or be caught up with.
@@ -218,9 +252,23 @@ mod tests {
     fn redis_tells_about_itself() {
         let info = fields("# Server\r\nredis_version:7.0.15\r\nused_memory:900\r\nmaxmemory:1000\r\n");
         assert_eq!(redis_version(&info, "redis://h").state, State::Ok);
-        assert_eq!(memory(&info).map(|c| c.state), Some(State::Warn));
-        assert_eq!(memory(&fields("used_memory:900\nmaxmemory:0")), None);
         assert_eq!(redis_version(&fields("redis_version:6.2.1"), "redis://h").state, State::Fail);
+    }
+
+    #[test]
+    fn memory_that_is_short_or_soon_will_be_is_said() {
+        let of = |used: u64, left: Option<u64>| {
+            let info = format!("used_memory:{used}\r\nmaxmemory:1000\r\n");
+            memory(&info, left.map(Duration::from_secs)).unwrap()
+        };
+        let states =
+            [of(500, None), of(900, None), of(500, Some(600)), of(500, Some(9_000)), of(1_000, None)];
+        let states = states.map(|check| check.state);
+        assert_eq!(states, [State::Ok, State::Warn, State::Warn, State::Ok, State::Fail]);
+        assert!(of(500, Some(600)).text.ends_with("full in 10 min as it grows now"));
+        assert_eq!(memory("used_memory:900\nmaxmemory:0", None), None);
+        assert_eq!(left_in("mesh_redis_full_in_seconds 12.5\n"), Some(Duration::from_millis(12_500)));
+        assert_eq!(left_in("mesh_redis_full_in_seconds inf\n"), None);
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //! Owns the retries; interprets nothing. The rule it keeps: a block counts as durable only when Redis said so, and a
 //! refusal means that this home was deposed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use home::{Appended, Input, Write};
 use protocol::redis::{self as keys, EntryId, Head};
+use protocol::room::Memory;
 use redis::aio::ConnectionManager;
 use tokio::sync::mpsc;
 
@@ -27,6 +30,8 @@ pub(crate) struct Ledger {
     redis: ConnectionManager,
     append: redis::Script,
     snapshot: redis::Script,
+    /// Blocks that wait because Redis refused them or gave no answer.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -46,6 +51,7 @@ impl Ledger {
             redis,
             append: redis::Script::new(keys::APPEND),
             snapshot: redis::Script::new(keys::SNAPSHOT),
+            waiting: Arc::default(),
         })
     }
 
@@ -57,9 +63,22 @@ impl Ledger {
         tokio::time::timeout(ANSWER_TIMEOUT, asked).await.is_ok_and(|answer| answer.is_ok())
     }
 
+    /// Whether Redis takes no blocks at present, though it may answer: it is full, or cannot write.
+    pub(crate) fn refuses(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// What Redis says of its memory.
+    pub(crate) async fn memory(&self) -> redis::RedisResult<Memory> {
+        let mut connection = self.redis.clone();
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;
+        Ok(Memory::parse(&info))
+    }
+
     /// Appends a block, trying again for as long as Redis gives no answer: a retry is answered `same`.
     pub(crate) async fn append(&self, shard: u8, expected: Head, new: Head, block: &[u8]) -> Appended {
         let mut tries = 0_u64;
+        let mut waits = None;
         loop {
             let mut connection = self.redis.clone();
             let answer: redis::RedisResult<String> = self
@@ -82,6 +101,7 @@ impl Ledger {
                         tracing::warn!(shard, error = %e, "the audit ledger does not take a block; dispatches wait");
                     }
                     tries += 1;
+                    waits.get_or_insert_with(|| Waiting::begin(&self.waiting));
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -155,6 +175,22 @@ impl Ledger {
                 return Ok(blocks);
             }
         }
+    }
+}
+
+/// Counts a block that waits for as long as this lives, however the waiting ends.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn begin(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,13 +12,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use governance::{AgentId, AgentIx, Ask, DispatchId, Timestamp};
-use home::{Input, Side};
+use home::{Input, Side, Stored};
 use protocol::control::{DeadLetter, Operation};
 use protocol::envelope::column;
 use protocol::inbox::{self, Parcel};
 use protocol::know::{GrantAnswer, GrantQuestion};
 use protocol::{json, streams, subjects, text};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long a target's home may take to answer; the rules wait no longer either.
 const GRANT_TIMEOUT: Duration = Duration::from_millis(250);
@@ -66,6 +66,10 @@ pub(crate) async fn run(
                         if let Err(error) = store_pause(&door.orders, &agent, order).await {
                             tracing::warn!(agent, %error, "an operator's order was not stored");
                         }
+                    }
+                    Side::Letter { send, sequence, done, respond } => {
+                        // An order may take as long as its lane is slow, and is nothing that the home waits for.
+                        tokio::spawn(order_letter(door.clone(), send, sequence, done, respond));
                     }
                     Side::DeadLetter { letter, id, inbox_ack, done } => {
                         under_way.push(dead_letter(door.clone(), *letter, id, inbox_ack, done).boxed());
@@ -139,7 +143,7 @@ async fn dead_letter(
     mut letter: DeadLetter,
     id: DispatchId,
     inbox_ack: String,
-    done: usize,
+    done: Option<usize>,
 ) -> Input {
     if let Some(message) = inbox_message(&door.js, &inbox_ack).await {
         fill(&mut letter, id, &message);
@@ -151,7 +155,7 @@ async fn dead_letter(
         let stored =
             door.publisher.publish(subjects::dlq(&target), Some(&message_id), None, body.clone()).await.await;
         match stored {
-            Ok(_) => return Input::DeadLettered { inbox_ack, done },
+            Ok(_) => return Input::DeadLettered { id, inbox_ack, done },
             Err(PublishError::Refused(why)) if !letter.payload_hex.is_empty() => {
                 // In base 16 a large payload outgrows a message: the letter goes without it, and says so.
                 letter.error = format!("{} (the payload was too large to keep: {why})", letter.error);
@@ -163,6 +167,29 @@ async fn dead_letter(
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Sends a letter's dispatch, where it is sent again, and removes the letter.
+async fn order_letter(
+    door: SideDoor,
+    send: Option<Stored>,
+    sequence: u64,
+    done: serde_json::Value,
+    respond: oneshot::Sender<Result<serde_json::Value, String>>,
+) {
+    let result = async {
+        if let Some(Stored { subject, message_id, payload }) = send {
+            let sent = door.publisher.publish(subject, Some(&message_id), None, payload).await.await;
+            sent.map_err(|e| format!("it was not sent again, and stays: {e}"))?;
+        }
+        let left =
+            |e: &dyn std::fmt::Display| format!("the letter could not be removed; give the order again: {e}");
+        let stream = door.js.get_stream_no_info(streams::DLQ).await.map_err(|e| left(&e))?;
+        stream.delete_message(sequence).await.map_err(|e| left(&e))?;
+        Ok::<_, String>(done)
+    };
+    // Who gave up waiting finds the letter gone.
+    respond.send(result.await).ok();
 }
 
 /// The inbox message that an acknowledgement subject names: `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>…`.
@@ -178,6 +205,7 @@ fn fill(letter: &mut DeadLetter, id: DispatchId, message: &Bytes) {
     if json::is_json(message) {
         let Ok(item) = serde_json::from_slice::<serde_json::Value>(message) else { return };
         let text = |name: &str| item.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        letter.root = text("root");
         letter.topic = text("topic");
         letter.conversation = text("conversation");
         letter.content_type = text("content_type");
@@ -189,6 +217,7 @@ fn fill(letter: &mut DeadLetter, id: DispatchId, message: &Bytes) {
     for bytes in &parcels {
         let Ok(parcel) = Parcel::parse(bytes) else { continue };
         let Some(row) = (0..parcel.frame.rows()).find(|row| parcel.id(*row) == id) else { continue };
+        letter.root = parcel.root(row).to_string();
         letter.topic = parcel.text(column::TOPIC, row).to_owned();
         letter.conversation = parcel.text(column::CONVERSATION, row).to_owned();
         letter.content_type = parcel.text(column::CONTENT_TYPE, row).to_owned();

@@ -239,6 +239,7 @@ fn read_deadlines(table: &mut Table<'_, '_, '_>, policy: &mut Policy) {
 fn read_retries(table: &mut Table<'_, '_, '_>, policy: &mut Policy) {
     let rules = &mut policy.retries;
     table.number("attempts_max", 1..=100, &mut rules.attempts_max);
+    table.number("crashes_max", 2..=100, &mut rules.crashes_max);
     table.millis("backoff_first_ms", 1..=3_600_000, &mut rules.backoff_first);
     table.millis("backoff_max_ms", 1..=3_600_000, &mut rules.backoff_max);
     if rules.backoff_first > rules.backoff_max {

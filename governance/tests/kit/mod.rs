@@ -350,6 +350,9 @@ impl World {
             Effect::Revoke { target, first, count } => {
                 format!("revoke {} {}", name(target), slots(first, count))
             }
+            Effect::Runner { id, loss, .. } => format!("runner of {} lost {}", id.slot, loss.lost),
+            Effect::Condemn { id, lost, .. } => format!("condemn {} after {lost}", id.slot),
+            Effect::Permit(permit) => format!("permit {permit:?}"),
             Effect::Extended { deadline, .. } => format!("extended to {}", self.ms(*deadline)),
             Effect::SlowDown { source, rate_per_s, queued, wait } => {
                 format!("slow down {} {rate_per_s}/s {queued} queued {wait:?}", name(source))

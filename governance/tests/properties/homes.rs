@@ -213,6 +213,9 @@ impl Mesh {
             | Effect::Late { .. }
             | Effect::Retry { .. }
             | Effect::DeadLetter { .. }
+            | Effect::Runner { .. }
+            | Effect::Condemn { .. }
+            | Effect::Permit(_)
             | Effect::Revoke { target: _, .. }
             | Effect::Extended { .. }
             | Effect::SlowDown { .. }

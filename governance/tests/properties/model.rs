@@ -156,6 +156,9 @@ impl Model {
                 | Effect::Late { .. }
                 | Effect::Retry { .. }
                 | Effect::DeadLetter { .. }
+                | Effect::Runner { .. }
+                | Effect::Condemn { .. }
+                | Effect::Permit(_)
                 | Effect::Revoke { .. }
                 | Effect::Extended { .. }
                 | Effect::SlowDown { .. }

@@ -5,6 +5,7 @@ mod delivery;
 mod endings;
 mod grants;
 mod homes;
+mod losses;
 mod membership;
 mod priorities;
 mod quotas;

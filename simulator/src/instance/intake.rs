@@ -72,6 +72,9 @@ pub(super) struct Inbox {
     waiting: [VecDeque<(Key, Row, u8)>; 4],
     asked: [u32; 4],
     runs: u64,
+    /// What its home wants run alone, and which of it has its turn.
+    alone: VecDeque<(Key, Row, u8)>,
+    turn: Option<(Key, Row, u8)>,
 }
 
 impl Inbox {
@@ -161,7 +164,8 @@ impl Instance {
             let none = vec![false; rows.len()];
             return self.admit(ctx, Mood { fails: 0, takes: 1, hangs: 0 }, key, parcel, &none);
         }
-        let question = OpenQuestion { runs: vec![(rows[0].id.to_string(), rows.len() as u16)] };
+        let runs = vec![(rows[0].id.to_string(), rows.len() as u16)];
+        let question = self.question_about(key, runs, false);
         let subject = subjects::open(&rows[0].source);
         let payload: Bytes = serde_json::to_vec(&question).expect("plain data serialises").into();
         self.ask(ctx, Asked::Open(key, parcel), QUESTION, |token| Op::Ask { token, subject, payload });
@@ -172,7 +176,86 @@ impl Instance {
             return self.again_later(ctx, Asked::Open(key, parcel));
         };
         let flags = answer.open.into_iter().next().unwrap_or_default();
+        if let Some(apart) = answer.alone.into_iter().next()
+            && let Some(held) = self.inbox.held.get_mut(&key)
+            && let Some(rows) = held.asking.get_mut(&parcel)
+        {
+            let rows_then = std::mem::take(rows);
+            let mut left = Vec::new();
+            let mut left_flags = Vec::new();
+            for ((row, open), alone) in rows_then.into_iter().zip(flags).zip(apart) {
+                if open && alone {
+                    self.inbox.alone.push_back((key, row, held.attempt));
+                } else {
+                    left_flags.push(open);
+                    left.push(row);
+                }
+            }
+            *rows = left;
+            if !left_flags.is_empty() {
+                self.admit(ctx, mood, key, parcel, &left_flags);
+            } else if let Some(held) = self.inbox.held.get_mut(&key) {
+                held.asking.remove(&parcel);
+            }
+            return self.next_alone(ctx);
+        }
         self.admit(ctx, mood, key, parcel, &flags);
+    }
+
+    fn question_about(&self, key: Key, runs: Vec<(String, u16)>, alone: bool) -> OpenQuestion {
+        let held = self.inbox.held.get(&key);
+        OpenQuestion {
+            runs,
+            delivered: held.map_or(2, |h| h.attempt.into()),
+            runner: self.instance.to_string(),
+            alone,
+            inbox: held.map(|h| h.ack.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Gives the next of what is to be run alone its turn, where none has it.
+    fn next_alone(&mut self, ctx: &mut Ctx<'_>) {
+        if self.inbox.turn.is_none() {
+            self.inbox.turn = self.inbox.alone.pop_front();
+            self.ask_alone(ctx);
+        }
+    }
+
+    pub(super) fn ask_alone(&mut self, ctx: &mut Ctx<'_>) {
+        let Some((key, row, _)) = self.inbox.turn.clone() else { return };
+        if row.deadline <= ctx.now || !self.inbox.held.contains_key(&key) {
+            self.alone_over(ctx, row.id);
+            return self.settle(ctx, key, 1);
+        }
+        let question = self.question_about(key, vec![(row.id.to_string(), 1)], true);
+        let subject = subjects::open(&row.source);
+        let payload: Bytes = serde_json::to_vec(&question).expect("plain data serialises").into();
+        self.ask(ctx, Asked::Alone(row.id), QUESTION, |token| Op::Ask { token, subject, payload });
+    }
+
+    pub(super) fn on_alone(&mut self, ctx: &mut Ctx<'_>, mood: Mood, id: DispatchId, bytes: &Bytes) {
+        let Some((key, row, attempt)) = self.inbox.turn.clone().filter(|(_, row, _)| row.id == id) else {
+            return;
+        };
+        let Ok(answer) = serde_json::from_slice::<OpenAnswer>(bytes) else {
+            return self.again_later(ctx, Asked::Alone(id));
+        };
+        let open = answer.open.first().and_then(|flags| flags.first()).copied().unwrap_or(false);
+        if open && self.taken.insert(id) {
+            self.inbox.waiting[usize::from(key.0.code())].push_back((key, row, attempt));
+            self.start_waiting(ctx, mood);
+        } else {
+            self.alone_over(ctx, id);
+            self.settle(ctx, key, 1);
+        }
+    }
+
+    /// A dispatch is done with here: where it ran alone the next one has its turn.
+    pub(super) fn alone_over(&mut self, ctx: &mut Ctx<'_>, id: DispatchId) {
+        if self.inbox.turn.as_ref().is_some_and(|(_, row, _)| row.id == id) {
+            self.inbox.turn = None;
+            self.next_alone(ctx);
+        }
     }
 
     /// Lets rows wait for slots, but for those that have ended and those that were taken here before.
@@ -211,6 +294,7 @@ impl Instance {
         let Some(held) = self.inbox.held.get_mut(&key) else { return };
         held.begun = true;
         if row.deadline <= ctx.now || self.revoked.contains(&row.id) {
+            self.alone_over(ctx, row.id);
             return self.settle(ctx, key, 1);
         }
         ctx.saw(Sight::Began { id: row.id, agent: self.member.id.clone(), attempt });
@@ -243,12 +327,14 @@ impl Instance {
                 held,
             };
             if failed && row.kind == Kind::Event {
+                self.alone_over(ctx, row.id);
                 self.defer(ctx, held, done);
             } else {
                 self.report(ctx, done);
             }
         } else {
             // It did not end within the grace after its deadline; its home has ended the dispatch.
+            self.alone_over(ctx, row.id);
             self.settle(ctx, held, 1);
         }
         self.start_waiting(ctx, mood);
@@ -306,6 +392,10 @@ impl Instance {
                     }
                     *k != key
                 });
+            }
+            self.inbox.alone.retain(|(k, ..)| *k != key);
+            if self.inbox.turn.as_ref().is_some_and(|(k, ..)| *k == key) {
+                self.inbox.turn = None;
             }
             let held = self.inbox.held.remove(&key).expect("listed above");
             ctx.broker(2, Op::Nak { ack: held.ack, delay: Duration::ZERO });

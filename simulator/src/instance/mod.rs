@@ -54,6 +54,8 @@ enum Asked {
     Report(reports::LaneKey),
     /// What is still open of a redelivered message.
     Open(intake::Key, usize),
+    /// The same of one dispatch that is to be run alone.
+    Alone(DispatchId),
 }
 
 /// One instance.
@@ -224,6 +226,7 @@ impl Instance {
             Some(Asked::Envelope(sequence)) => self.publish(ctx, sequence),
             Some(Asked::Report(lane)) => self.publish_report(ctx, &lane),
             Some(Asked::Open(key, run)) => self.question(ctx, key, run),
+            Some(Asked::Alone(_)) => self.ask_alone(ctx),
             None => {}
         }
     }
@@ -236,6 +239,7 @@ impl Instance {
             (Asked::Envelope(sequence), Answer::Full) => self.lane_full(ctx, sequence),
             (Asked::Report(lane), Answer::Stored { .. }) => self.reported(ctx, mood, &lane),
             (Asked::Open(key, run), Answer::Reply(bytes)) => self.on_open(ctx, mood, key, run, &bytes),
+            (Asked::Alone(id), Answer::Reply(bytes)) => self.on_alone(ctx, mood, id, &bytes),
             // Anything else means: not now.
             (asked, _) => self.again_later(ctx, asked),
         }

@@ -108,6 +108,7 @@ impl Instance {
     pub(super) fn reported(&mut self, ctx: &mut Ctx<'_>, mood: Mood, key: &LaneKey) {
         let Some(flying) = self.reports.lanes.get_mut(key).and_then(|l| l.flying.take()) else { return };
         for done in flying.rows {
+            self.alone_over(ctx, done.id);
             self.settle(ctx, done.held, 1);
         }
         self.next_report(ctx, key);

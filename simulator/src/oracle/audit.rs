@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use governance::{Decision, DispatchId, Priority, Timestamp, shard_of};
+use governance::{Decision, DispatchId, Priority, Reason, Timestamp, shard_of};
 use protocol::audit::{self, Block, BlockHash, CompletionRow, DecisionRow, Note};
 use protocol::redis::{EntryId, Head};
 
@@ -130,6 +130,12 @@ impl Oracle {
                 continue;
             }
             self.count("outcomes");
+            if row.reason == Reason::RunnerLost {
+                self.count("outcomes of poison");
+                if !self.wire.letters.contains(&id) {
+                    self.fail(format!("{id} ended as {}, and no letter is stored", row.reason));
+                }
+            }
             let result = self.model.completed(id, row.outcome);
             self.expect(result);
             let told = self.model.life(id).and_then(|life| life.replied);

@@ -20,12 +20,34 @@ pub(super) struct Contact {
 }
 
 impl Contact {
+    /// It was killed, or has ended.
+    fn is_dead(&self, actor: Actor) -> bool {
+        self.lost.get(&actor).is_some_and(|spans| spans.iter().any(|(_, until)| *until == Timestamp::MAX))
+    }
+
     fn was_lost(&self, actor: Actor, since: Timestamp) -> bool {
         self.lost.get(&actor).is_some_and(|spans| spans.iter().any(|(_, until)| until.after(SLACK) >= since))
     }
 }
 
 impl Oracle {
+    /// Of a dispatch no more instances die than the rules allow. One more may: who had it first is not known to a home that took
+    /// over meanwhile. What the broker delivered twice as new is not asked about.
+    fn judge_deaths(&mut self, id: DispatchId) {
+        let Some(life) = self.model.life(id) else { return };
+        let died = |run: &&Ran| run.failed.is_none() && self.contact.is_dead(run.by);
+        let deaths = life.runs.iter().filter(died).count();
+        let since = life.delivered.unwrap_or_default();
+        let twice = self.contact.broker_restarts.iter().any(|at| at.after(SLACK) >= since);
+        let max = usize::from(self.cast.policy.retries.crashes_max);
+        if deaths > 0 {
+            self.count("runs after a death");
+        }
+        if deaths > max + usize::from(twice) {
+            self.fail(format!("{id} runs again after {deaths} instances died of it"));
+        }
+    }
+
     /// Contact with a process is lost between these moments: it was killed, stopped, cut off, or an acknowledgement of it was.
     pub fn on_contact_lost(&mut self, actor: Actor, from: Timestamp, until: Timestamp) {
         self.contact.lost.entry(actor).or_default().push((from, until));
@@ -66,6 +88,7 @@ impl Oracle {
                 return self.fail(text);
             }
         }
+        self.judge_deaths(id);
         self.model.life_mut(id).runs.push(Ran { by, began: now, failed: None });
     }
 

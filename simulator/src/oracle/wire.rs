@@ -1,11 +1,12 @@
 //! The wire: nothing is delivered before its record is durable, nothing is acknowledged before either, and of several homes
 //! of a shard only the newest has an effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use governance::{Decision, DispatchId, Kind, Outcome, Timestamp};
 use protocol::completion::Completions;
+use protocol::control::DeadLetter;
 use protocol::envelope::LaneEnvelope;
 use protocol::inbox::{self, Parcel};
 use protocol::redis::EntryId;
@@ -25,6 +26,8 @@ pub(super) struct Wire {
     fences: BTreeMap<(String, u8), Actor>,
     /// Who took over a shard, by epoch.
     homes: BTreeMap<(u8, u64), Actor>,
+    /// Dispatches of which a dead letter is stored.
+    pub(super) letters: BTreeSet<DispatchId>,
 }
 
 impl Oracle {
@@ -61,6 +64,11 @@ impl Oracle {
                 };
                 let stream = format!("MESH_IN_{}", class.to_uppercase());
                 self.wire.lanes.insert((stream, sequence), (0..rows).map(id).collect());
+            }
+            "dlq" => {
+                let letter: DeadLetter =
+                    serde_json::from_slice(payload).expect("homes write what can be read");
+                self.wire.letters.insert(letter.id.parse().expect("an id"));
             }
             "done" => self.on_reported(sequence, payload),
             "fence" => {

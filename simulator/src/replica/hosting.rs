@@ -221,7 +221,7 @@ impl Replica {
                 let value = serde_json::to_vec(&scale).expect("plain data serialises").into();
                 self.store(ctx, place, (streams::SCALE_BUCKET, agent, scale.epoch, value));
             }
-            Side::StorePause { .. } => {}
+            Side::StorePause { .. } | Side::Letter { .. } => {}
             Side::AskGrant { target, name, ask, asked } => {
                 let task = work::ask_grant(self.port.clone(), target, name, ask, asked);
                 self.start(ctx, place, async move { Left::Input(place, task.await) });

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use governance::{Ask, Beat, DispatchId, Grant, InstanceId, Timestamp, shard_of};
-use home::{Command, Input};
+use governance::{Ask, Beat, Grant, InstanceId, Timestamp, shard_of};
+use home::{Asking, Command, Input};
 use protocol::control::{self, Breaker, OpenAnswer, OpenQuestion};
 use protocol::know::{GrantAnswer, GrantQuestion, Knowledge};
 use protocol::subjects;
@@ -54,12 +54,13 @@ impl Replica {
             return;
         }
         let question: OpenQuestion = serde_json::from_slice(payload).expect("instances ask what can be read");
-        let runs: Vec<(DispatchId, u16)> =
-            question.runs.iter().map(|(id, count)| (id.parse().expect("an id"), *count)).collect();
+        let asking = Asking::read(question).expect("instances ask what can be read");
         let (respond, mut told) = oneshot::channel::<OpenAnswer>();
-        self.give_shard(ctx, shard, Input::Command(Command::Open { runs, respond }));
-        if let Ok(answer) = told.try_recv() {
-            respond_with(ctx, reply, &answer);
+        self.give_shard(ctx, shard, Input::Command(Command::Open { asking, respond }));
+        match told.try_recv() {
+            Ok(answer) => respond_with(ctx, reply, &answer),
+            // As the coordinator's task does: who asked asks again.
+            Err(_) => respond_with(ctx, reply, &serde_json::json!({"error": "not now"})),
         }
     }
 

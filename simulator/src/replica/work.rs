@@ -86,16 +86,16 @@ pub(super) async fn dead_letter(
     letter: DeadLetter,
     id: governance::DispatchId,
     inbox_ack: String,
-    done: usize,
+    done: Option<usize>,
 ) -> Input {
     let target = AgentId::new(&letter.target).expect("a registered agent has a good name");
     let body: Bytes = serde_json::to_vec(&letter).expect("plain data serialises").into();
     loop {
         let (subject, payload) = (subjects::dlq(&target), body.clone());
-        let id = Some(format!("dlq:{id}"));
-        let op = |token| Op::Publish { token, subject, id, expected: None, payload };
+        let name = Some(format!("dlq:{id}"));
+        let op = |token| Op::Publish { token, subject, id: name, expected: None, payload };
         if let Ok(Answer::Stored { .. }) = port.broker(3, PATIENCE, op).await {
-            return Input::DeadLettered { inbox_ack, done };
+            return Input::DeadLettered { id, inbox_ack, done };
         }
         port.sleep(RETRY_FULL).await;
     }

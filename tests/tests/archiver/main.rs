@@ -4,9 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "in a test, what cannot be done fails the test")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
+mod backup;
 mod home;
+mod kills;
+mod proofs;
 mod questions;
+mod repairs;
+mod scene;
 mod stage;
+mod tampering;
 
 use std::time::Duration;
 

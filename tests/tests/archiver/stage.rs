@@ -33,7 +33,9 @@ impl Stage {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let redis_url = format!("{}/{number}", redis.trim_end_matches('/'));
         let client = redis::Client::open(redis_url.as_str()).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+        // The client's own half second is short for a server that shares its cores with builds.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let mut redis = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
 
         let name = format!("archiver_{number}");
@@ -55,6 +57,8 @@ impl Stage {
             .args(flags)
             .env_remove("MESH_HTTP")
             .env_remove("MESH_HTTP_ADDR_FILE")
+            .env_remove("MESH_CHECKPOINTS")
+            .env_remove("MESH_CHECKPOINT_KEY_FILE")
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -66,6 +70,19 @@ impl Stage {
     pub(crate) async fn number(&self, query: &str) -> i64 {
         let client = audit_archiver::connect(&self.postgres_url, "test").await.unwrap();
         client.query_one(query, &[]).await.unwrap().get(0)
+    }
+
+    pub(crate) async fn text(&self, query: &str) -> String {
+        let client = audit_archiver::connect(&self.postgres_url, "test").await.unwrap();
+        client.query_one(query, &[]).await.unwrap().get(0)
+    }
+
+    /// A file of this test's own, beside the test program.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        let database = self.postgres_url.rsplit('/').next().unwrap();
+        let folder = binary().with_file_name("test-files").join(format!("{}-{database}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder.join(name)
     }
 
     pub(crate) async fn ids(&self, shard: u8) -> Vec<String> {
@@ -89,6 +106,19 @@ impl Stage {
             .unwrap();
     }
 
+    /// A metric of an archiver that wrote its address into a file; zero while it does not answer.
+    pub(crate) async fn metric(&self, address: &std::path::Path, name: &str) -> f64 {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let Ok(address) = tokio::fs::read_to_string(address).await else { return 0.0 };
+        let mut stream = tokio::net::TcpStream::connect(address.trim()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: mesh\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let wanted = format!("mesh_audit_archiver_{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&wanted));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+    }
+
     pub(crate) async fn stopped(&self, shard: u8) -> Option<String> {
         let cursors = self.archive.cursors().await.unwrap();
         cursors.into_iter().find(|c| c.shard == shard).and_then(|c| c.stopped)
@@ -107,6 +137,12 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Archiver(Child);
 
 impl Archiver {
+    /// Sends a signal by name, as `STOP`.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.0.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().await.unwrap().success());
+    }
+
     pub(crate) async fn kill(mut self) {
         self.0.kill().await.unwrap();
     }

@@ -51,6 +51,31 @@ async fn a_request_that_runs_past_its_deadline_times_out_and_its_handler_is_told
 }
 
 #[tokio::test]
+async fn of_a_handler_that_gives_up_at_its_deadline_is_known_that_it_ran() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let quitter =
+        stage.mesh.agent(&stage.name("quitter")).capability("try", |ctx: Context, (): ()| async move {
+            ctx.cancelled().await;
+            Err::<(), _>(Failure::new("no time left"))
+        });
+    let quitter = quitter.register().await?;
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(quitter.name()).register().await?;
+    // Where its word comes after the home's own look at the clock, the home does not know, and says so.
+    let error = eventually("its word comes in time", SOON, || async {
+        let asked = caller.dispatch(quitter.name(), "try").budget(Duration::from_millis(400));
+        let error = asked.json(&()).expect("nothing is JSON").request().await.unwrap_err();
+        let ErrorKind::TimedOut(reason) = error.kind() else { panic!("{error}") };
+        assert!(matches!(reason, Reason::ExpiredRunning | Reason::ExpiredUnknown), "{error}");
+        (reason == Reason::ExpiredRunning).then_some(error)
+    })
+    .await;
+    let record = stage.record(error.id().expect("it was accepted")).await;
+    assert_eq!((record.outcome.as_deref(), record.reason.as_str()), (Some("timeout"), "expired_running"));
+    assert!(record.runner.is_some(), "and by whom");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_request_that_waits_past_its_deadline_times_out_in_its_lane() -> anyhow::Result<()> {
     let stage = Stage::set().await;
     let door = Door::open(&stage).await;

@@ -8,5 +8,6 @@ mod endings;
 mod health;
 mod instances;
 mod limits;
+mod losses;
 mod registrations;
 mod topics;

@@ -299,7 +299,7 @@ async fn answer_what_is_open(client: &Client, ended: Arc<Mutex<HashSet<String>>>
                 let first: DispatchId = first.parse().unwrap();
                 (0..*count).map(|slot| is_open(&first, slot)).collect()
             });
-            respond(&client, &question, &OpenAnswer { open: open.collect() }).await;
+            respond(&client, &question, &OpenAnswer { open: open.collect(), alone: Vec::new() }).await;
         }
     });
 }
