@@ -16,8 +16,9 @@ use crate::rows::{Rows, Table};
 
 /// The largest piece of a COPY that is handed to the driver at once.
 const PIECE_BYTES: usize = 256 * 1024;
-/// An archiver that stands still inside a transaction holds rows that others need; PostgreSQL ends it after this.
-const GIVE_UP: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '60s'";
+/// An archiver that stands still inside a transaction holds cursors that others need; PostgreSQL ends it after this, between
+/// two statements or in the middle of a COPY. A statement stores a batch of a megabyte of blocks at most.
+const GIVE_UP: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '20s'";
 /// Held while partitions are made.
 const PARTITION_LOCK: i64 = 0x6d65_7368_7061_7274;
 
