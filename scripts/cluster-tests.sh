@@ -8,5 +8,4 @@ status=0
 "${TESTS[@]}" --test fences || status=$?
 "${TESTS[@]}" --test mesh -- calls:: || status=$?
 "${TESTS[@]}" --test crashes || status=$?
-"${TESTS[@]}" --test outages -- broker || status=$?
 exit "$status"
