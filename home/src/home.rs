@@ -25,6 +25,7 @@ use crate::rebuild::Recovered;
 use crate::settle::{OwnedReply, Publishing, Replying};
 use crate::shard::Shard;
 use crate::slab::Slab;
+use crate::undelivered::Undelivered;
 
 /// Dispatches that may be between decision and confirmed publish at once: enough to keep broker and ledger busy, few enough
 /// that P0 never waits long behind what was decided before it.
@@ -159,6 +160,8 @@ pub struct Home {
     began: Timestamp,
     /// Replies that may go out at once, since the completion they tell is durable in the done lane.
     pub(crate) ready_replies: Vec<OwnedReply>,
+    /// Replies that nobody confirmed.
+    pub(crate) undelivered: Undelivered,
     /// What is to be told to other homes with the next flush.
     pub(crate) told: Told,
     /// What a granted wish for more time is answered with.
@@ -230,6 +233,7 @@ impl Home {
             connected: true,
             began: Timestamp::ZERO,
             ready_replies: Vec::new(),
+            undelivered: Undelivered::default(),
             told: Told::default(),
             extended: None,
             granted: None,
@@ -295,6 +299,7 @@ impl Home {
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
         self.recovered.unread.tick();
+        self.undelivered.expire(now);
         if self.completions_are_read() {
             self.apply(Event::Tick);
         }

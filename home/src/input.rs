@@ -34,7 +34,7 @@ pub enum Input {
     },
     /// An inbox is full; its publish is being tried again.
     InboxFull(AgentIx),
-    /// A reply was confirmed or given up.
+    /// A reply was confirmed, or was not after a few tries.
     Replied {
         /// The handle of the reply.
         handle: usize,

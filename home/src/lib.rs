@@ -28,6 +28,7 @@ mod shard;
 mod slab;
 mod snapshot;
 pub mod takeover;
+mod undelivered;
 mod views;
 
 pub use home::{Home, Setup, TICK};

@@ -17,6 +17,7 @@ use protocol::{inbox, json, subjects};
 use crate::home::Home;
 use crate::out::{Publish, Reply, Side, Write};
 use crate::shard::{Flying, Packing, Stage};
+use crate::undelivered::Message;
 
 /// How often a shard's snapshot is taken when there is something new.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(5);
@@ -84,6 +85,8 @@ pub(crate) struct Publishing {
 #[derive(Debug)]
 pub(crate) struct Replying {
     origins: Vec<Origin>,
+    /// What to tell again, where a later heartbeat can show that its receiver lives.
+    message: Option<Message>,
 }
 
 impl Home {
@@ -234,7 +237,7 @@ impl Home {
                 let subject = subjects::reply_token(&agent.id, &reply.token);
                 let body =
                     serde_json::to_vec(&json::reply_view(&reply.row())).expect("plain data serialises");
-                self.send_reply(subject, body, vec![reply.origin]);
+                self.send_reply(subject, body.into(), vec![reply.origin], None);
             } else if reply.instance.is_derived() {
                 // Nobody said where to answer.
                 self.release(reply.origin);
@@ -261,19 +264,40 @@ impl Home {
                 rest = later;
                 let rows: Vec<completion::Reply<'_>> = now.iter().map(OwnedReply::row).collect();
                 let origins = now.iter().map(|r| r.origin).collect();
-                self.send_reply(subject.clone(), completion::write_replies(&rows), origins);
+                let payload = Bytes::from(completion::write_replies(&rows));
+                let again = Message { instance, subject: subject.clone(), payload: payload.clone() };
+                self.send_reply(subject.clone(), payload, origins, Some(again));
             }
         }
     }
 
-    fn send_reply(&mut self, subject: String, payload: Vec<u8>, origins: Vec<Origin>) {
-        let handle = self.replies.insert(Replying { origins });
-        self.out.replies.push_back(Reply { handle, subject, payload: payload.into() });
+    fn send_reply(
+        &mut self,
+        subject: String,
+        payload: Bytes,
+        origins: Vec<Origin>,
+        message: Option<Message>,
+    ) {
+        let handle = self.replies.insert(Replying { origins, message });
+        self.out.replies.push_back(Reply { handle, subject, payload });
+    }
+
+    /// Tells an instance that was heard of what it missed.
+    pub(crate) fn tell_missed(&mut self, instance: InstanceId) {
+        for message in self.undelivered.take(instance) {
+            let (subject, payload) = (message.subject.clone(), message.payload.clone());
+            self.send_reply(subject, payload, Vec::new(), Some(message));
+        }
     }
 
     pub(crate) fn replied(&mut self, handle: usize, confirmed: bool) {
-        let Some(Replying { origins }) = self.replies.remove(handle) else { return };
+        let Some(Replying { origins, message }) = self.replies.remove(handle) else { return };
         self.meter.replied(confirmed, origins.len());
+        if let Some(message) = message
+            && !confirmed
+        {
+            self.undelivered.keep(self.now, message);
+        }
         for origin in origins {
             self.release(origin);
         }

@@ -26,6 +26,7 @@ impl Home {
                     self.apply(Event::InstanceLeft { agent, instance: beat.instance });
                 } else {
                     self.apply(Event::InstanceSeen { agent, beat });
+                    self.tell_missed(beat.instance);
                 }
             }
             Command::Cancel { source, id } => {

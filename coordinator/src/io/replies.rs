@@ -1,6 +1,7 @@
 //! Replies to waiting instances: a core request, confirmed by its receiver.
 //!
-//! The rule it keeps: a reply is tried a few times and then given up; the outcome it tells is recorded all the same.
+//! The rule it keeps: a reply is tried a few times and then given back to its home, which may try again when the instance is heard
+//! of; the outcome it tells is recorded all the same.
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ async fn deliver(client: &Client, reply: Reply) -> Input {
         let request = Request::new().payload(reply.payload.clone()).timeout(Some(CONFIRM_TIMEOUT));
         match client.send_request(reply.subject.clone(), request).await {
             Ok(_) => return Input::Replied { handle: reply.handle, confirmed: true },
-            // Nobody listens: the instance is gone, and no later one waits for this.
+            // Nobody listens: the instance is gone, or cut off.
             Err(e) if matches!(e.kind(), RequestErrorKind::NoResponders) => break,
             Err(e) => tracing::debug!(subject = reply.subject, error = %e, "a reply was not confirmed"),
         }

@@ -55,6 +55,7 @@ pub(super) struct Judged {
     p0_orderly_wait_allowed_ms: u64,
     p0_reply_max_ms: u64,
     unsure: u64,
+    untold: u64,
     withheld: u64,
     compared_least: u64,
 }
@@ -123,6 +124,7 @@ pub(super) async fn judge(
         books,
         undeclared_sent: sides.counted.undeclared,
         unsure: sides.counted.unsure,
+        untold: sides.counted.untold,
         withheld: sides.counted.withheld,
         compared_least: COMPARED_PER_S_MIN * sides.duration.as_secs(),
         p0_orderly_wait_allowed_ms: orderly_max.as_millis() as u64,

@@ -57,6 +57,8 @@ pub(super) struct Counted {
     pub(super) told: Told,
     /// Sends that were not accepted, or not surely.
     pub(super) unsure: u64,
+    /// Requests whose sender was told that the outcome is unknown.
+    pub(super) untold: u64,
     /// Events that were due while too many waited to be accepted, and that were never sent.
     pub(super) withheld: u64,
     /// Calls of what was not declared.
@@ -96,7 +98,10 @@ impl Shared {
             Ok(reply) => Some(reply.outcome()),
             Err(error) => outcome_of(error.kind()),
         };
-        self.counted().told.insert(id, outcome);
+        let mut counted = self.counted();
+        counted.untold += u64::from(outcome.is_none());
+        counted.told.insert(id, outcome);
+        drop(counted);
         self.answered.fetch_add(1, Ordering::Relaxed);
         outcome
     }

@@ -125,7 +125,10 @@ async fn obey(stream: TcpStream, links: Arc<Links>) -> std::io::Result<()> {
 }
 
 /// Listens for each server that a URL names, and gives the URL with these addresses in their places.
-async fn led_through(url: &str, state: &watch::Sender<State>) -> anyhow::Result<String> {
+///
+/// # Errors
+/// When the URL names no addresses, or nothing can be listened on.
+pub async fn led_through(url: &str, state: &watch::Sender<State>) -> anyhow::Result<String> {
     let mut servers = Vec::new();
     for one in url.split(',') {
         let (from, to) = host(one).with_context(|| format!("`{one}` names no host and port"))?;

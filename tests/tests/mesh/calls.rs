@@ -1,8 +1,12 @@
 //! Requests and replies: what a caller gets, from whom, and what is refused.
 
+use std::sync::Arc;
+
+use mesh_tests::chaos::proxy::{self, State};
 use mesh_tests::{SOON, Stage, until};
 use serde_json::json;
-use worker_sdk::{Context, ErrorKind, Failure, Outcome, Reason};
+use tokio::sync::{Semaphore, watch};
+use worker_sdk::{Context, ErrorKind, Failure, Mesh, Outcome, Reason};
 
 async fn double(_: Context, n: u64) -> Result<u64, Failure> {
     Ok(n * 2)
@@ -39,6 +43,34 @@ async fn a_request_is_answered_and_recorded() -> anyhow::Result<()> {
         2,
         "a request has a row, its response another"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_caller_that_was_cut_off_is_told_what_ended_meanwhile() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let (way, _) = watch::channel(State::Open);
+    let url = proxy::led_through(&stage.settings.nats_url, &way).await?;
+    let may_end = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&may_end);
+    let slow = move |_: Context, n: u64| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await?.forget();
+            Ok::<_, Failure>(n)
+        }
+    };
+    let teller = stage.mesh.agent(&stage.name("teller")).capability("tell", slow).register().await?;
+    let mesh = Mesh::connect(&url).await?;
+    let asker = mesh.agent(&stage.name("asker")).depends_on(teller.name()).register().await?;
+    let pending = asker.dispatch(teller.name(), "tell").json(&21)?.start().await?;
+
+    way.send_replace(State::Cut);
+    may_end.add_permits(1);
+    assert_eq!(stage.record(pending.id()).await.outcome.as_deref(), Some("success"), "it ends all the same");
+    way.send_replace(State::Open);
+    let reply = tokio::time::timeout(SOON, pending.reply()).await??;
+    assert_eq!(reply.json::<u64>()?, 21);
     Ok(())
 }
 
