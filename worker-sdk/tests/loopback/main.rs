@@ -14,6 +14,7 @@ macro_rules! home {
 
 mod holding;
 mod home;
+mod pulse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
