@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mesh_tests::{Door, SOON, Stage, eventually, until};
+use mesh_tests::{Door, PATIENCE, SOON, Sightings, Stage, eventually, until};
 use protocol::control::DeadLetter;
 use protocol::streams;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use worker_sdk::{Agent, Context, ErrorKind, Failure, Reason};
 
 /// An agent whose handler notes that it was told to stop, and does not.
@@ -72,6 +73,42 @@ async fn of_a_handler_that_gives_up_at_its_deadline_is_known_that_it_ran() -> an
     let record = stage.record(error.id().expect("it was accepted")).await;
     assert_eq!((record.outcome.as_deref(), record.reason.as_str()), (Some("timeout"), "expired_running"));
     assert!(record.runner.is_some(), "and by whom");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_lies_in_its_inbox_past_its_deadline_is_not_run_afterwards() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let (seen, may_end) = (Sightings::default(), Arc::new(Notify::new()));
+    let (noted, gate) = (seen.clone(), Arc::clone(&may_end));
+    let busy = stage.mesh.agent(&stage.name("busy")).capability("work", move |ctx: Context, long: bool| {
+        noted.note(ctx.id());
+        let gate = Arc::clone(&gate);
+        async move {
+            if long {
+                gate.notified().await;
+            }
+            Ok::<_, Failure>(())
+        }
+    });
+    let busy = busy.max_concurrent(1).register().await?;
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(busy.name()).register().await?;
+    let first = caller.dispatch(busy.name(), "work").budget(PATIENCE).json(&true)?.start().await?;
+    until("the only slot is taken", SOON, || async { seen.has(first.id()) }).await;
+    let second = caller.dispatch(busy.name(), "work").budget(Duration::from_secs(3)).json(&false)?;
+    let error = second.request().await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::TimedOut(Reason::ExpiredUnknown),
+        "an instance might just have begun it"
+    );
+
+    may_end.notify_one();
+    first.reply().await?;
+    caller.dispatch(busy.name(), "work").json(&false)?.request().await?;
+    let id = error.id().expect("it was accepted");
+    assert!(!seen.has(id), "what came after it has run, and it has not");
+    assert_eq!(stage.record(id).await.reason, "expired_unknown");
     Ok(())
 }
 
