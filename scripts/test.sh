@@ -16,8 +16,10 @@ run_test() {
   mkdir -p "$logs"
 
   stage format "$logs" cargo fmt --all --check || true
-  stage lints "$logs" cargo clippy --workspace --all-targets --locked -- -D warnings || true
-  stage unit "$logs" cargo test --workspace --exclude mesh-tests --locked --no-fail-fast || true
+  # One profile for all stages, so that dependencies are compiled once; the checks of a debug build are added to what is ours.
+  local checked=(--release --config "$ROOT/scripts/checked.toml" --workspace --locked)
+  stage lints "$logs" cargo clippy "${checked[@]}" --all-targets -- -D warnings || true
+  stage unit "$logs" cargo test "${checked[@]}" --exclude mesh-tests --no-fail-fast || true
   if stage build "$logs" cargo build --release --locked --workspace --bins; then
     # Most system tests wait most of the time, so that more of them than there are cores run side by side.
     stage system "$logs" "$ROOT/dev" stack-run --policy "$ROOT/tests/policy.toml" --coordinators 2 -- \

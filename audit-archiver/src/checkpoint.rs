@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub use folder::{Found, Trouble, read_folders};
+pub use folder::{Found, Trouble, newest_line, read_folders};
 pub(crate) use writer::Writer;
 
 /// The form that this code writes and reads.

@@ -43,18 +43,20 @@ async fn migrate_locked(client: &mut Client) -> Result<(), Error> {
     let codes: Vec<i16> = words.iter().map(|w| w.1).collect();
     let names: Vec<&str> = words.iter().map(|w| w.2).collect();
     let upsert = "INSERT INTO word (list, code, name) SELECT * FROM unnest($1::text[], $2::smallint[], $3::text[]) \
-                  ON CONFLICT (list, code) DO UPDATE SET name = excluded.name WHERE word.name <> excluded.name";
+                  ON CONFLICT (list, code) DO UPDATE SET name = excluded.name \
+                  WHERE word.name <> excluded.name AND excluded.name <> excluded.list || '_' || excluded.code";
     client.execute(upsert, &[&lists, &codes, &names]).await?;
     Ok(())
 }
 
-/// All closed lists that stand in tables as numbers.
+/// All lists that stand in tables as numbers. Reasons that only a newer build knows have a name as well, which takes the place of
+/// no other: archivers of two builds may share the tables.
 fn words() -> Vec<(&'static str, i16, &'static str)> {
     let mut words = Vec::new();
     words.extend(Kind::ALL.iter().map(|w| ("kind", i16::from(w.code()), w.name())));
     words.extend(Priority::ALL.iter().map(|w| ("priority", i16::from(w.code()), w.name())));
     words.extend(Decision::ALL.iter().map(|w| ("decision", i16::from(w.code()), w.name())));
     words.extend(Outcome::ALL.iter().map(|w| ("outcome", i16::from(w.code()), w.name())));
-    words.extend(Reason::ALL.iter().map(|w| ("reason", i16::from(w.code()), w.name())));
+    words.extend((0..=u8::MAX).map(|code| ("reason", i16::from(code), Reason::from_code(code).name())));
     words
 }

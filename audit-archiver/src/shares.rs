@@ -36,7 +36,11 @@ pub(crate) async fn keep(
         if let Some(Err(error)) = session {
             // Locks went with the connection; somebody else may hold them already.
             assign(&assigned, &metrics, Vec::new());
-            if metrics.postgres_up.replace(false) {
+            if error.is_closed() {
+                // The server ends a session that was silent, as it should where this process stood still. That it is away is for
+                // the next try to find out.
+                tracing::info!(error = %Chain(&error), "the session of the shares was ended; a share is taken anew");
+            } else if metrics.postgres_up.replace(false) {
                 tracing::warn!(error = %Chain(&error), "PostgreSQL is away; the trail stays in Redis");
             }
             stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;

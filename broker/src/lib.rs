@@ -77,7 +77,8 @@ pub async fn in_progress(client: &Client, ack: &str) -> Result<(), Error> {
 }
 
 /// How often a client has connected so far.
-fn connection(client: &Client) -> u64 {
+#[must_use]
+pub fn connection(client: &Client) -> u64 {
     client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
 }
 

@@ -4,6 +4,7 @@
 //! The rule it keeps: one line for each check, and a check that is not `ok` says what to do.
 
 mod broker;
+mod checkpoints;
 mod coordinators;
 mod files;
 mod stores;
@@ -67,6 +68,7 @@ pub(crate) async fn run(mesh: &Mesh, output: &Output) -> anyhow::Result<Answer> 
         ),
         files::policy(mesh),
         files::audit_key(mesh),
+        checkpoints::check(mesh),
     ];
     let (of_broker, of_stores) = tokio::join!(Box::pin(broker::check(mesh)), Box::pin(stores::check(mesh)));
     checks.extend(of_broker);

@@ -35,7 +35,8 @@ pub(crate) fn run(args: &ExplainArgs, output: &Output) -> anyhow::Result<Answer>
 
 /// The sentence of a reason.
 fn meaning(reason: Reason) -> &'static str {
-    MEANINGS.iter().find(|(of, _)| *of == reason).map_or("", |(_, meaning)| meaning)
+    const NEWER: &str = "A newer build of the mesh wrote it; its own `mesh explain` says what it means.";
+    MEANINGS.iter().find(|(of, _)| *of == reason).map_or(NEWER, |(_, meaning)| meaning)
 }
 
 /// All sentences, in the order of the reasons' numbers.
@@ -92,10 +93,6 @@ const MEANINGS: &[(Reason, &str)] = &[
         Reason::ExpiredInLane,
         "The deadline passed while it waited in its lane, for quota, rate or room. See: mesh lanes",
     ),
-    (
-        Reason::ExpiredInInbox,
-        "The deadline passed before a handler took it: the target has too few slots or instances.",
-    ),
     (Reason::ExpiredRunning, "The deadline passed while the handler ran."),
     (Reason::HandlerFailed, "The handler returned an error."),
     (Reason::HandlerCrashed, "The handler panicked; the log of the instance says where."),
@@ -107,7 +104,7 @@ const MEANINGS: &[(Reason, &str)] = &[
     (Reason::CancelledByCaller, "The sender withdrew it."),
     (
         Reason::ExpiredUnknown,
-        "The deadline passed, and whether a handler ran is unknown: the instance gave no word.",
+        "The deadline passed after it was admitted, and whether a handler ran is unknown: no instance gave word, or took it.",
     ),
     (
         Reason::RunnerLost,

@@ -1,6 +1,7 @@
 //! The closed lists of the field: priorities, kinds, outcomes, decisions, reasons. Owns their stable names and numbers.
 //!
-//! The rule it keeps: a number or a name, once given, never changes its meaning; new ones are appended.
+//! The rule it keeps: a number or a name, once given, never changes its meaning; new ones are appended. Reasons are those that
+//! grow, and nobody decides by one that another wrote: one from a newer build is read, kept and passed on under its number.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,6 +18,23 @@ pub struct WordError {
     pub found: String,
     /// The names in the list.
     pub known: String,
+}
+
+/// What a list can be turned into.
+macro_rules! texts {
+    ($type:ident) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(w: $type) -> Self {
+                w.name().to_owned()
+            }
+        }
+    };
 }
 
 macro_rules! words {
@@ -50,22 +68,12 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.name())
-            }
-        }
-
         impl FromStr for $type {
             type Err = WordError;
             fn from_str(s: &str) -> Result<Self, WordError> {
                 match s {
                     $($name => Ok(Self::$variant),)+
-                    other => Err(WordError {
-                        what: $what,
-                        found: other.chars().take(64).collect(),
-                        known: [$($name),+].join(", "),
-                    }),
+                    other => Err(unknown($what, other, &[$($name),+])),
                 }
             }
         }
@@ -75,11 +83,126 @@ macro_rules! words {
             fn try_from(s: String) -> Result<Self, WordError> { s.parse() }
         }
 
-        impl From<$type> for String {
-            fn from(w: $type) -> Self { w.name().to_owned() }
-        }
+        texts!($type);
     };
 }
+
+/// The same for a list whose later words are read by builds that do not have them yet.
+macro_rules! growing_words {
+    ($(#[$doc:meta])* $type:ident $what:literal { $($(#[$vdoc:meta])* $variant:ident = $number:literal $name:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+        #[serde(from = "String", into = "String")]
+        pub enum $type {
+            $($(#[$vdoc])* $variant,)+
+            /// A word of a newer build, known by its number alone.
+            Newer(Newer),
+        }
+
+        impl $type {
+            /// All that this build knows, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The stable name, as in JSON, metrics and the audit; `reason_200` for what a newer build calls 200.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                    Self::Newer(word) => word.name(),
+                }
+            }
+
+            /// The stable number, as on the wire.
+            #[must_use]
+            pub const fn code(self) -> u8 {
+                match self {
+                    $(Self::$variant => $number,)+
+                    Self::Newer(Newer(code)) => code,
+                }
+            }
+
+            /// Reads the stable number: every number is a word, now or later.
+            #[must_use]
+            pub const fn from_code(code: u8) -> Self {
+                match code {
+                    $($number => Self::$variant,)+
+                    code => Self::Newer(Newer(code)),
+                }
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = WordError;
+            fn from_str(s: &str) -> Result<Self, WordError> {
+                match s {
+                    $($name => Ok(Self::$variant),)+
+                    other => match other.strip_prefix(NEWER).and_then(|code| code.parse().ok()) {
+                        // It was noted by a build that did not know it; this one may.
+                        Some(code) => Ok(Self::from_code(code)),
+                        None => Err(unknown($what, other, &[$($name),+])),
+                    },
+                }
+            }
+        }
+
+        impl From<String> for $type {
+            /// A name that is unknown is the name of a newer build's word; of its number nothing is said.
+            fn from(s: String) -> Self { s.parse().unwrap_or(Self::Newer(Newer(u8::MAX))) }
+        }
+
+        texts!($type);
+    };
+}
+
+fn unknown(what: &'static str, found: &str, known: &[&str]) -> WordError {
+    WordError { what, found: found.chars().take(64).collect(), known: known.join(", ") }
+}
+
+/// The number of a word that this build does not have. Made by reading one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Newer(u8);
+
+/// What the name of such a word begins with.
+const NEWER: &str = "reason_";
+
+impl Newer {
+    const fn name(self) -> &'static str {
+        let (text, length) = &NEWER_NAMES[self.0 as usize];
+        match std::str::from_utf8(text.split_at(*length).0) {
+            Ok(name) => name,
+            Err(_) => NEWER,
+        }
+    }
+}
+
+/// The names of all numbers and how long they are, made when this is compiled: a name is asked for where nothing may be allocated.
+static NEWER_NAMES: [([u8; NEWER.len() + 3], usize); 256] = {
+    let mut names = [([0; NEWER.len() + 3], 0); 256];
+    let mut code = 0;
+    while code < names.len() {
+        let digits = if code < 10 {
+            1
+        } else if code < 100 {
+            2
+        } else {
+            3
+        };
+        let (text, length) = &mut names[code];
+        *length = NEWER.len() + digits;
+        let (mut at, mut rest) = (*length, code);
+        while at > NEWER.len() {
+            at -= 1;
+            text[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        while at > 0 {
+            at -= 1;
+            text[at] = NEWER.as_bytes()[at];
+        }
+        code += 1;
+    }
+    names
+};
 
 words! {
     /// How urgent a dispatch is; the article's table. Smaller is more urgent.
@@ -143,7 +266,7 @@ words! {
     }
 }
 
-words! {
+growing_words! {
     /// Why a decision, a wait or an outcome is what it is. The same name stands in the reply, the audit, the metric
     /// and what `mesh` shows.
     Reason "reason" {
@@ -212,8 +335,7 @@ words! {
 
         /// The deadline passed in the lane.
         ExpiredInLane = 60 "expired_in_lane",
-        /// The deadline passed before a handler took it.
-        ExpiredInInbox = 61 "expired_in_inbox",
+        // 61 was set apart and never written: what a deadline ends in its inbox is 68, since an instance may just have begun it.
         /// The deadline passed while the handler ran.
         ExpiredRunning = 62 "expired_running",
         /// The handler returned an error.
@@ -226,7 +348,7 @@ words! {
         AttemptsExhausted = 66 "attempts_exhausted",
         /// The caller withdrew it.
         CancelledByCaller = 67 "cancelled_by_caller",
-        /// The deadline passed; whether a handler ran is unknown.
+        /// The deadline passed after it was admitted; whether a handler ran, or it lay in its inbox to the end, is unknown.
         ExpiredUnknown = 68 "expired_unknown",
         /// Instances that ran it were lost one after the other, as many as the policy allows; it is in the dead-letter queue.
         RunnerLost = 69 "runner_lost",
@@ -291,5 +413,30 @@ impl Reason {
                 | Self::InvalidLineage
                 | Self::DemotedFromP0
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_a_reason_with_a_name_that_leads_back_to_it() {
+        for code in 0..=u8::MAX {
+            let reason = Reason::from_code(code);
+            assert_eq!(reason.code(), code);
+            assert_eq!(reason.name().parse(), Ok(reason), "{reason}");
+            let known = Reason::ALL.contains(&reason);
+            assert_eq!(reason.name() == format!("reason_{code}"), !known, "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_build_called_by_its_number_is_known_by_its_name() {
+        assert_eq!("reason_69".parse(), Ok(Reason::RunnerLost));
+        assert_eq!(Reason::from("reason_69".to_owned()), Reason::RunnerLost);
+        assert!(Reason::from("of_next_year".to_owned()).name().starts_with("reason_"));
+        assert!("of_next_year".parse::<Reason>().is_err(), "a person who mistypes a name is told");
+        assert!("reason_256".parse::<Reason>().is_err());
     }
 }

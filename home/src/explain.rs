@@ -33,7 +33,7 @@ pub(crate) fn refusal(reason: Reason, source: &str, target: &str, callee: &str) 
             format!("the breaker of {target} is tripped and it has no fallback for {callee}")
         }
         Reason::ExpiredInLane => "the deadline passed while it waited in its lane".to_owned(),
-        Reason::ExpiredInInbox | Reason::ExpiredRunning | Reason::ExpiredUnknown => {
+        Reason::ExpiredRunning | Reason::ExpiredUnknown => {
             format!("{target} did not answer {callee} before the deadline")
         }
         Reason::RunnerLost => {

@@ -411,6 +411,11 @@ fn word<T>(f: &Frame<'_>, column: u8, row: usize, read: fn(u8) -> Option<T>) -> 
     f.u8(column, row).and_then(read).ok_or(FrameError::BadValue { column, row })
 }
 
+/// Every number is a reason: one that a newer build gave stays what it is.
+fn reason(f: &Frame<'_>, column: u8, row: usize) -> Result<Reason, FrameError> {
+    f.u8(column, row).map(Reason::from_code).ok_or(FrameError::BadValue { column, row })
+}
+
 /// Bounds rows and texts before anything is copied: a short block may spell out to a great many equal long texts.
 fn bounded(f: &Frame<'_>, texts: &[u8]) -> Result<(), FrameError> {
     if f.rows() > RECORDS_MAX {
@@ -450,7 +455,7 @@ fn read_decisions(bytes: &[u8]) -> Result<(u32, Vec<DecisionRow>), FrameError> {
             capability: name(&f, 12, row, &mut last[2])?,
             kind: word(&f, 13, row, Kind::from_code)?,
             decision: word(&f, 14, row, Decision::from_code)?,
-            reason: word(&f, 15, row, Reason::from_code)?,
+            reason: reason(&f, 15, row)?,
             outcome: match outcome {
                 OPEN => None,
                 code => Some(Outcome::from_code(code).ok_or(FrameError::BadValue { column: 16, row })?),
@@ -503,7 +508,7 @@ fn read_completions(bytes: &[u8]) -> Result<Vec<CompletionRow>, FrameError> {
             source: name(&f, 6, row, &mut last[0])?,
             target: name(&f, 7, row, &mut last[1])?,
             outcome: word(&f, 8, row, Outcome::from_code)?,
-            reason: word(&f, 9, row, Reason::from_code)?,
+            reason: reason(&f, 9, row)?,
             late: f.u8(10, row) == Some(1),
             lane_us: u32_at(11)?,
             inbox_us: u32_at(12)?,

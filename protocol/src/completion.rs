@@ -111,8 +111,7 @@ fn words_at(frame: &Frame<'_>, row: usize) -> Result<(Outcome, Reason), FrameErr
     let bad = |column| FrameError::BadValue { column, row };
     let outcome =
         frame.u8(column::OUTCOME, row).and_then(Outcome::from_code).ok_or_else(|| bad(column::OUTCOME))?;
-    let reason =
-        frame.u8(column::REASON, row).and_then(Reason::from_code).ok_or_else(|| bad(column::REASON))?;
+    let reason = frame.u8(column::REASON, row).map(Reason::from_code).ok_or_else(|| bad(column::REASON))?;
     Ok((outcome, reason))
 }
 

@@ -170,7 +170,7 @@ pub struct Report {
     lost: usize,
     /// Seen by a handler again after the cut: what had run and was not yet reported.
     ran_again: usize,
-    /// Of these, how many had been told an outcome before: the acknowledgement of an inbox is not synced. No fault, but shown.
+    /// Of these, how many had been told an outcome before.
     duplicate_effects: usize,
     audited: usize,
     /// Accepted, and without a record.
@@ -325,6 +325,7 @@ impl Report {
             ("dispatches were not decided once", self.decided_twice),
             ("dispatches have more than one outcome", self.ended_twice),
             ("senders were told another outcome than is recorded", self.misreported),
+            ("dispatches had been told their outcome and ran again", self.duplicate_effects),
             ("shards have a broken chain", usize::try_from(self.broken_chains).unwrap_or(usize::MAX)),
             (
                 "seconds held more than rate and burst",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::Subject;
 use broker::{Ended, Message, Pulled, Pump};
-use governance::Priority;
+use governance::{Priority, Timestamp};
 use protocol::control::{OpenAnswer, OpenQuestion};
 use protocol::streams::{self, DUPLICATE_ASSUMED, INBOX_ACK_WAIT};
 use tokio::sync::mpsc;
@@ -40,6 +40,8 @@ const QUESTIONS_MAX: usize = 64;
 const STALL: Duration = Duration::from_secs(INBOX_ACK_WAIT.as_secs() * 2 / 3);
 /// After a stall the connection needs a moment to hand over everything that came meanwhile.
 const STALE_FOR: Duration = Duration::from_millis(250);
+/// The clocks of the broker and of an instance agree better than this.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
 /// A message that could not be read this often is given up; its home ends what is in it.
 const UNREADABLE_MAX: u64 = 5;
 /// The pause before a message that could not be read is offered again: another instance may be newer.
@@ -59,6 +61,8 @@ pub(crate) struct Waiting {
 #[derive(Default)]
 struct Inbox {
     waiting: VecDeque<Waiting>,
+    /// Rows that their homes are asked about: they will wait as well.
+    asked_about: usize,
     /// Messages asked for.
     asked: u32,
     /// Messages that the broker said it has beyond those.
@@ -69,7 +73,7 @@ struct Inbox {
     paused_until: Option<Instant>,
 }
 
-/// A redelivered message, of which its home has said what is open.
+/// A message that may have been run, of which its home has said what is open.
 struct Judged {
     class: Priority,
     held: Arc<Held>,
@@ -78,6 +82,8 @@ struct Judged {
     delivered: u64,
     ack: Subject,
     alone: Option<Alone>,
+    /// Of how many rows this is the answer.
+    asked_about: usize,
 }
 
 /// The task that takes work in.
@@ -89,6 +95,9 @@ pub(crate) struct Intake {
     seen: Instant,
     /// Until then what comes may have been delivered before a stall.
     stale_until: Instant,
+    /// How often there was a connection so far, and since when there is the present one.
+    connection: u64,
+    connected: Timestamp,
     judged: mpsc::Receiver<Judged>,
     judge: mpsc::Sender<Judged>,
 }
@@ -100,7 +109,17 @@ impl Intake {
         let pump = Pump::start(core.client.clone()).await?;
         let (judge, judged) = mpsc::channel(QUESTIONS_MAX);
         let now = Instant::now();
-        Ok(Self { core, pump, inboxes: Default::default(), seen: now, stale_until: now, judged, judge })
+        Ok(Self {
+            connection: broker::connection(&core.client),
+            connected: clock::now(),
+            core,
+            pump,
+            inboxes: Default::default(),
+            seen: now,
+            stale_until: now,
+            judged,
+            judge,
+        })
     }
 
     /// Takes work in until the agent drains and nothing is held any more.
@@ -110,14 +129,17 @@ impl Intake {
         let core = Arc::clone(&self.core);
         loop {
             self.notice_stall();
-            self.start_waiting();
+            self.notice_connection();
             if core.draining.is_cancelled() {
+                // What was being asked about meanwhile is given back as well, and not begun.
                 self.give_back_waiting().await;
+                self.start_waiting();
                 if core.held.load(Ordering::Relaxed) == 0 {
                     core.drained.cancel();
                     return;
                 }
             } else {
+                self.start_waiting();
                 self.ask_for_more().await;
             }
             // All arms are cancellation-safe: each keeps what it has not yielded.
@@ -141,6 +163,15 @@ impl Intake {
             self.stale_until = now + STALE_FOR;
         }
         self.seen = now;
+    }
+
+    /// Whether the connection is a new one. A broker that lost its power may have forgotten the last acknowledgements, and with
+    /// them how often it delivered: what it stored before this connection may have been run by anybody.
+    fn notice_connection(&mut self) {
+        let connection = broker::connection(&self.core.client);
+        if connection != self.connection {
+            (self.connection, self.connected) = (connection, clock::now());
+        }
     }
 
     fn start_waiting(&mut self) {
@@ -181,7 +212,8 @@ impl Intake {
     /// How many messages of a priority should be asked for, those that are asked for included.
     fn wish(&self, class: Priority) -> u32 {
         let slots = &self.core.slots;
-        let waiting: usize = self.inboxes[..=usize::from(class.code())].iter().map(|i| i.waiting.len()).sum();
+        let above = &self.inboxes[..=usize::from(class.code())];
+        let waiting: usize = above.iter().map(|i| i.waiting.len() + i.asked_about).sum();
         let room = slots.room(class).saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
         if room == 0 {
             return 0;
@@ -253,11 +285,15 @@ impl Intake {
         self.core.holding.insert(key, Arc::clone(&held));
         let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
         let (delivered, ack) = (message.delivered, message.ack);
-        let judged = Judged { class, held, rows, attempt, delivered, ack, alone: None };
+        let mut judged = Judged { class, held, rows, attempt, delivered, ack, alone: None, asked_about: 0 };
         let now = clock::now();
         let is_old = |row: &Row| now.since(row.admitted) > DUPLICATE_ASSUMED;
-        if delivered > 1 || judged.rows.iter().any(is_old) {
+        self.notice_connection();
+        let was_there = message.published < self.connected.after(CLOCKS_APART);
+        if delivered > 1 || was_there || judged.rows.iter().any(is_old) {
             // It may have been run elsewhere, or have ended meanwhile: its home knows.
+            judged.asked_about = judged.rows.len();
+            self.inboxes[usize::from(class.code())].asked_about += judged.asked_about;
             self.core.supervisor.spawn(question(Arc::clone(&self.core), judged, self.judge.clone()));
         } else {
             self.admit(judged).await;
@@ -275,7 +311,8 @@ impl Intake {
 
     /// Lets the rows of a message wait for slots, but for those that this instance has taken before.
     async fn admit(&mut self, judged: Judged) {
-        let Judged { class, held, rows, attempt, mut alone, .. } = judged;
+        let Judged { class, held, rows, attempt, mut alone, asked_about, .. } = judged;
+        self.inboxes[usize::from(class.code())].asked_about -= asked_about;
         let mut known = 0;
         for row in rows {
             if self.core.ledger.take(row.id) {
@@ -313,7 +350,7 @@ async fn give_back(core: &Core, ack: &Subject, delay: Duration) {
     }
 }
 
-/// Asks the homes of the sources which rows of a redelivered message are still open, and settles the others. What its home wants
+/// Asks the homes of the sources which rows of a message that may have been run are still open, and settles the others. What its home wants
 /// run alone is asked for once more in its turn.
 async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judged>) {
     let (mut together, mut alone) = (Vec::with_capacity(judged.rows.len()), Vec::new());
@@ -352,7 +389,16 @@ async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judge
     for row in alone {
         let turn = Arc::clone(&core.alone).lock_owned().await;
         let (held, ack) = (Arc::clone(&held), ack.clone());
-        let mut judged = Judged { class, held, rows: Vec::new(), attempt, delivered, ack, alone: Some(turn) };
+        let mut judged = Judged {
+            class,
+            held,
+            rows: Vec::new(),
+            attempt,
+            delivered,
+            ack,
+            alone: Some(turn),
+            asked_about: 0,
+        };
         let run = [row];
         let answer = ask(&core, &judged, &run, true).await;
         if answer.open.first().is_some_and(|flags| flags.first() == Some(&true)) {

@@ -64,9 +64,17 @@ fn day_of(file: &Path) -> Option<Day> {
     Day::parse_compact(name.get(PREFIX.len()..PREFIX.len() + 8)?)
 }
 
-/// The newest line of a folder: what the first line of a new series names as the one before.
-pub(super) fn newest_line(folder: &Path) -> io::Result<Option<LineHash>> {
-    let mut newest: Option<(Timestamp, LineHash)> = None;
+/// The hash of the newest line of a folder: what the first line of a new series names as the one before.
+pub(super) fn newest_hash(folder: &Path) -> io::Result<Option<LineHash>> {
+    Ok(newest_line(folder)?.map(|line| line_hash(&line)))
+}
+
+/// The newest line of a folder, unchecked; none where it has no lines.
+///
+/// # Errors
+/// When the folder or a file cannot be read.
+pub fn newest_line(folder: &Path) -> io::Result<Option<String>> {
+    let mut newest: Option<(Timestamp, String)> = None;
     let mut day = None;
     for file in files(folder)?.into_iter().rev() {
         // Older days hold older lines.
@@ -79,11 +87,11 @@ pub(super) fn newest_line(folder: &Path) -> io::Result<Option<LineHash>> {
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let Some(line) = whole.lines().next_back() else { continue };
         let at = serde_json::from_str::<super::Checkpoint>(line).map(|c| c.at).unwrap_or_default();
-        if newest.is_none_or(|(before, _)| at >= before) {
-            newest = Some((at, line_hash(line)));
+        if newest.as_ref().is_none_or(|(before, _)| at >= *before) {
+            newest = Some((at, line.to_owned()));
         }
     }
-    Ok(newest.map(|(_, hash)| hash))
+    Ok(newest.map(|(_, line)| line))
 }
 
 /// Reads all lines of all folders from a UTC day on, checks each signature, and that no line is missing between two others.

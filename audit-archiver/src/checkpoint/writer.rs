@@ -14,7 +14,7 @@ use governance::{SHARDS, Timestamp};
 use protocol::redis::Head;
 use tokio_util::sync::CancellationToken;
 
-use super::folder::{file_name, newest_line};
+use super::folder::{file_name, newest_hash};
 use super::{Checkpoint, CheckpointKey, FORM, LineHash, ShardHead, line_hash};
 use crate::day::{self, Day};
 use crate::metrics::Metrics;
@@ -145,7 +145,7 @@ impl Series {
     fn open(&mut self, day: Day) -> io::Result<()> {
         if self.previous.is_none() {
             std::fs::create_dir_all(&self.folder)?;
-            self.previous = Some(newest_line(&self.folder)?.unwrap_or_default());
+            self.previous = Some(newest_hash(&self.folder)?.unwrap_or_default());
         }
         if self.file.as_ref().is_none_or(|open| open.day != day) {
             let path = self.folder.join(file_name(day, &self.name));

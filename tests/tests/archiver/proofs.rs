@@ -1,5 +1,7 @@
 //! What others are shown: bundles that prove themselves, the report of a month, a million records verified.
 
+use std::time::Duration;
+
 use audit_archiver::archive::{DayOf, HoldRequest, MonthOf};
 use audit_archiver::checkpoint::{CheckpointKey, PublicKey};
 use audit_archiver::verify::{Kind, bundle};
@@ -97,23 +99,29 @@ async fn a_bundle_proves_itself_and_a_tampered_one_does_not() {
     assert!(found.iter().any(|fault| fault.contains("is signed")), "{found:?}");
 }
 
+const AN_HOUR: Duration = Duration::from_secs(3_600);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_month_s_report_counts_what_is_missing_and_who_did_what() {
     let Some(mut scene) = Scene::empty().await else { return };
-    let first = scene.homes[0].serve(now(), 5, "").await;
+    // One moment for all of it, whose month is the one that is asked about.
+    let at = now();
+    let first = scene.homes[0].serve(at, 5, "").await;
     let other = |sequence| DispatchId { sequence, ..first };
-    let long_ago = Timestamp(now().0 - 3_600_000_000_000);
-    let lost = DecisionRow { deadline: long_ago, ..decided(other(100), 2, now()) };
+    let lost =
+        DecisionRow { deadline: Timestamp(at.0 - AN_HOUR.as_nanos() as u64), ..decided(other(100), 2, at) };
+    // It is under way however long this test takes.
+    let open = DecisionRow { deadline: at.after(AN_HOUR), ..decided(other(102), 1, at) };
     let refused = DecisionRow {
         decision: Decision::Rejected,
         reason: Reason::UndeclaredDependency,
         outcome: Some(Outcome::Rejected),
-        ..decided(other(101), 1, now())
+        ..decided(other(101), 1, at)
     };
     let body = "{\"verb\":\"trip\",\"operator\":\"ann\",\"reason\":\"drill\"}".to_owned();
-    let note = Note { kind: "operator".into(), at: now(), agent: "crm".into(), body };
-    let rows = vec![lost, refused, decided(other(102), 1, now())];
-    scene.homes[0].append(now(), rows, Vec::new(), vec![note]).await;
+    let note = Note { kind: "operator".into(), at, agent: "crm".into(), body };
+    let rows = vec![lost, refused, open];
+    scene.homes[0].append(at, rows, Vec::new(), vec![note]).await;
     let hold = HoldRequest {
         from: Some("2026-01-01".into()),
         reason: "complaint 17".into(),
@@ -125,7 +133,7 @@ async fn a_month_s_report_counts_what_is_missing_and_who_did_what() {
     scene.stage.archive.until_archived(&scene.stage.redis_url, PATIENCE).await.unwrap();
     assert!(archiver.terminate().await.success());
 
-    let name = protocol::text::rfc3339(now())[..7].to_owned();
+    let name = protocol::text::rfc3339(at)[..7].to_owned();
     let report = scene.stage.archive.compliance(MonthOf::parse(&name).unwrap()).await.unwrap();
     let sum = |pick: fn(&DayOf) -> u64| report.days.iter().map(pick).sum::<u64>();
     assert_eq!((sum(|d| d.dispatches), sum(|d| d.with_outcome)), (9, 6), "{report:#?}");

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mesh_tests::{Door, SOON, Stage, eventually, until};
+use mesh_tests::{Door, PATIENCE, SOON, Sightings, Stage, eventually, until};
 use protocol::control::DeadLetter;
 use protocol::streams;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use worker_sdk::{Agent, Context, ErrorKind, Failure, Reason};
 
 /// An agent whose handler notes that it was told to stop, and does not.
@@ -37,7 +38,7 @@ async fn a_request_that_runs_past_its_deadline_times_out_and_its_handler_is_told
     let stage = Stage::set().await;
     let (idler, stopped) = idler(&stage).await?;
     let caller = stage.mesh.agent(&stage.name("caller")).depends_on(idler.name()).register().await?;
-    let asked = caller.dispatch(idler.name(), "idle").budget(Duration::from_millis(600)).json(&())?;
+    let asked = caller.dispatch(idler.name(), "idle").budget(Duration::from_secs(3)).json(&())?;
     let error = asked.request().await.unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::TimedOut(Reason::ExpiredRunning | Reason::ExpiredUnknown)),
@@ -62,7 +63,7 @@ async fn of_a_handler_that_gives_up_at_its_deadline_is_known_that_it_ran() -> an
     let caller = stage.mesh.agent(&stage.name("caller")).depends_on(quitter.name()).register().await?;
     // Where its word comes after the home's own look at the clock, the home does not know, and says so.
     let error = eventually("its word comes in time", SOON, || async {
-        let asked = caller.dispatch(quitter.name(), "try").budget(Duration::from_millis(400));
+        let asked = caller.dispatch(quitter.name(), "try").budget(Duration::from_secs(2));
         let error = asked.json(&()).expect("nothing is JSON").request().await.unwrap_err();
         let ErrorKind::TimedOut(reason) = error.kind() else { panic!("{error}") };
         assert!(matches!(reason, Reason::ExpiredRunning | Reason::ExpiredUnknown), "{error}");
@@ -72,6 +73,42 @@ async fn of_a_handler_that_gives_up_at_its_deadline_is_known_that_it_ran() -> an
     let record = stage.record(error.id().expect("it was accepted")).await;
     assert_eq!((record.outcome.as_deref(), record.reason.as_str()), (Some("timeout"), "expired_running"));
     assert!(record.runner.is_some(), "and by whom");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_lies_in_its_inbox_past_its_deadline_is_not_run_afterwards() -> anyhow::Result<()> {
+    let stage = Stage::set().await;
+    let (seen, may_end) = (Sightings::default(), Arc::new(Notify::new()));
+    let (noted, gate) = (seen.clone(), Arc::clone(&may_end));
+    let busy = stage.mesh.agent(&stage.name("busy")).capability("work", move |ctx: Context, long: bool| {
+        noted.note(ctx.id());
+        let gate = Arc::clone(&gate);
+        async move {
+            if long {
+                gate.notified().await;
+            }
+            Ok::<_, Failure>(())
+        }
+    });
+    let busy = busy.max_concurrent(1).register().await?;
+    let caller = stage.mesh.agent(&stage.name("caller")).depends_on(busy.name()).register().await?;
+    let first = caller.dispatch(busy.name(), "work").budget(PATIENCE).json(&true)?.start().await?;
+    until("the only slot is taken", SOON, || async { seen.has(first.id()) }).await;
+    let second = caller.dispatch(busy.name(), "work").budget(Duration::from_secs(3)).json(&false)?;
+    let error = second.request().await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::TimedOut(Reason::ExpiredUnknown),
+        "an instance might just have begun it"
+    );
+
+    may_end.notify_one();
+    first.reply().await?;
+    caller.dispatch(busy.name(), "work").json(&false)?.request().await?;
+    let id = error.id().expect("it was accepted");
+    assert!(!seen.has(id), "what came after it has run, and it has not");
+    assert_eq!(stage.record(id).await.reason, "expired_unknown");
     Ok(())
 }
 
@@ -124,7 +161,7 @@ async fn a_handler_gets_more_time_and_tells_how_it_goes() -> anyhow::Result<()> 
         .capability("survey", |ctx: Context, rooms: u32| async move {
             ctx.extend(Duration::from_secs(20)).await?;
             for room in 1..=rooms {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(Duration::from_secs(2)).await;
                 ctx.progress(&room).await?;
             }
             Ok::<_, Failure>(rooms)
@@ -133,14 +170,14 @@ async fn a_handler_gets_more_time_and_tells_how_it_goes() -> anyhow::Result<()> 
         .register()
         .await?;
     let person = stage.mesh.agent(&stage.name("person")).depends_on(surveyor.name()).register().await?;
-    let asked = person.dispatch(surveyor.name(), "survey").budget(Duration::from_secs(1)).json(&3)?;
+    let asked = person.dispatch(surveyor.name(), "survey").budget(Duration::from_secs(5)).json(&3)?;
     let mut pending = asked.start().await?;
     let mut notes = Vec::new();
     while let Some(note) = pending.progress().await {
         notes.push(note);
     }
     assert_eq!(notes, [1, 2, 3]);
-    assert_eq!(pending.reply().await?.json::<u32>()?, 3, "a budget of one second, and more on request");
+    assert_eq!(pending.reply().await?.json::<u32>()?, 3, "a budget of five seconds, and more on request");
     Ok(())
 }
 

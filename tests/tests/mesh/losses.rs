@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use governance::{AgentId, InstanceId};
-use mesh_tests::{Door, PATIENCE, SOON, Stage, eventually, stack, until};
+use mesh_tests::{Door, Machine, PATIENCE, SOON, Stage, eventually, stack, until};
 use protocol::control::{Beat, DeadLetter, OpenAnswer};
 use protocol::{streams, text};
 use serde_json::{Value, json};
@@ -82,14 +82,21 @@ async fn a_request_that_kills_its_instances_ends_after_the_third_and_its_neighbo
     drop(taster(&stage, &name, none).await?.stop().await);
     let cook = stage.mesh.agent(&stage.name("cook")).depends_on(&name).register().await?;
     let dishes = [POISON, "soup", "bread"].map(|d| bytes::Bytes::from(json!(d).to_string()));
+    let machine = Machine::watch();
     let calls = cook.dispatch(&name, "taste").budget(PATIENCE * 2).request_many(dishes);
     let (replies, died) = die_of_it(&stage, &name, calls).await?;
     let replies = replies?;
     let error = replies[0].as_ref().expect_err("nobody survives it");
     assert_eq!(error.kind(), ErrorKind::Failed(Reason::RunnerLost), "{error}");
-    assert_eq!(died, 3, "as many as the policy allows");
+    // Where the whole machine stood still, instances were lost with it that nobody let die here, or a home was, and the next one
+    // does not know of the first.
+    let there = machine.was_there();
+    assert!(died == 3 || (died <= 4 && !there), "as many as the policy allows, not {died}");
     for (reply, dish) in replies[1..].iter().zip(["soup", "bread"]) {
-        assert_eq!(reply.as_ref().expect("it survives").json::<String>()?, dish);
+        match reply {
+            Ok(reply) => assert_eq!(reply.json::<String>()?, dish),
+            Err(error) => assert!(!there && error.kind() == ErrorKind::Failed(Reason::RunnerLost), "{error}"),
+        }
     }
 
     let id = error.id().expect("it was accepted");

@@ -20,7 +20,7 @@ use protocol::inbox::{self, Stamp};
 use protocol::{streams, subjects};
 
 /// How long anything may take before the test has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The instance that the test's own dispatches come from.
 pub(crate) const SENDER: InstanceId = InstanceId(7);
 

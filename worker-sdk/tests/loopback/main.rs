@@ -14,6 +14,7 @@ macro_rules! home {
 
 mod holding;
 mod home;
+mod pulse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -83,6 +84,23 @@ async fn a_redelivered_message_runs_only_what_its_home_says_is_open() {
     assert!(done.iter().all(|c| c.attempt == 2));
     home.left_in_inboxes(0).await;
     assert_eq!(runs.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_was_stored_before_an_instance_came_runs_only_if_its_home_says_it_is_open() {
+    let home = home!();
+    broker::ensure_inbox_consumers(&home.js, &AgentId::new("worker").unwrap()).await.unwrap();
+    // A broker that lost its power has forgotten that the first was run and acknowledged, and delivers it as if it were new.
+    for sequence in 1..=2 {
+        home.deliver("worker", sequence, &[request("double", "21")]).await;
+    }
+    home.end([id(1, 0)]);
+    let runs = Arc::default();
+    let _worker = doubler(&home, &runs).await;
+    let [done] = home.completions_of(1).await.try_into().unwrap();
+    assert_eq!((done.id, done.reason, done.attempt), (id(2, 0), Reason::Ok, 1));
+    home.left_in_inboxes(0).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
