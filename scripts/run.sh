@@ -123,14 +123,14 @@ run_bench() {
   esac
 }
 
-# run_scale scale ARGUMENT...: the scenario on one stack after another, each with another number of coordinators, and one
+# run_scale ARGUMENT...: the scenario on one stack after another, each with another number of coordinators, and one
 # report of all.
 run_scale() {
   local parts count status=0 files=() own=() all=()
-  shift
   # Where the figures of all go is not where those of each stack go.
   while (($# > 0)); do
     case $1 in
+      scale) ;;
       --json | --html) (($# >= 2)) || die "$1 needs a value"; all+=("$1" "$2") && shift ;;
       --json=* | --html=*) all+=("$1") ;;
       *) own+=("$1") ;;

@@ -357,9 +357,9 @@ mod tests {
 
     #[test]
     fn a_flood_is_a_number_or_the_maximum() {
-        let flood = |line: &str| match parsed(line).scenario {
-            Scenario::Latency(latency) => latency.flood,
-            other => panic!("{other:?}"),
+        let flood = |line: &str| {
+            let Scenario::Latency(latency) = parsed(line).scenario else { panic!("latency was asked for") };
+            latency.flood
         };
         assert_eq!(flood("loadgen latency"), None);
         assert_eq!(flood("loadgen latency --flood"), Some(Flood::Max));

@@ -132,20 +132,18 @@ fn section(page: &mut String, number: usize, run: &Value) {
             if balance { ("good", "the books balance") } else { ("bad", "the books do not balance") };
         write!(page, "<span class=\"verdict {class}\">{verdict}</span>").expect(STRING);
     }
-    page.push_str("</div>\n<ul class=\"chips\">");
-    for (path, label) in SETTINGS {
-        if let Some(value) = figures::scalar(run, path) {
-            let gap = if label.is_empty() { "" } else { " " };
-            write!(page, "<li>{}{gap}<span>{label}</span></li>", escaped(&value)).expect(STRING);
-        }
-    }
-    page.push_str("</ul>\n<ul class=\"cards\">");
-    for (path, label, write) in CARDS {
-        if let Some(value) = figures::number(run, path) {
-            write!(page, "<li><b>{}</b><span>{label}</span></li>", escaped(&write(value))).expect(STRING);
-        }
-    }
-    page.push_str("</ul>\n<div class=\"charts\">\n");
+    page.push_str("</div>\n");
+    let settings = SETTINGS.iter().filter_map(|(path, label)| {
+        let gap = if label.is_empty() { "" } else { " " };
+        Some(format!("<li>{}{gap}<span>{label}</span></li>", escaped(&figures::scalar(run, path)?)))
+    });
+    list(page, "chips", settings);
+    let cards = CARDS.iter().filter_map(|(path, label, write)| {
+        let value = write(figures::number(run, path)?);
+        Some(format!("<li><b>{}</b><span>{label}</span></li>", escaped(&value)))
+    });
+    list(page, "cards", cards);
+    page.push_str("<div class=\"charts\">\n");
     for (at, figure) in figures::charts(run).into_iter().enumerate() {
         page.push_str(&figure.draw(&format!("r{number}c{at}")));
     }
@@ -156,6 +154,14 @@ fn section(page: &mut String, number: usize, run: &Value) {
     books(page, run);
     everything(page, run);
     page.push_str("</section>\n");
+}
+
+/// A list of a class, where it has entries.
+fn list(page: &mut String, class: &str, entries: impl Iterator<Item = String>) {
+    let entries: String = entries.collect();
+    if !entries.is_empty() {
+        writeln!(page, "<ul class=\"{class}\">{entries}</ul>").expect(STRING);
+    }
 }
 
 fn books(page: &mut String, run: &Value) {

@@ -18,7 +18,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use door::Door;
-pub use settings::Settings;
+pub use settings::{Settings, root};
 pub use sightings::Sightings;
 pub use stage::{Stage, clock};
 pub use traffic::{OUTSTANDING_TOTAL, Traffic, alone};

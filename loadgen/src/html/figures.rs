@@ -177,9 +177,15 @@ fn queues(course: &Value) -> Option<Figure> {
     let busy = all.iter().filter(|(_, depths)| {
         depths.as_array().is_some_and(|depths| depths.iter().any(|depth| depth.as_f64() > Some(0.0)))
     });
-    let lines = busy
-        .enumerate()
-        .filter_map(|(number, (name, depths))| series(course, depths, name, Ink::Colour(number), Fold::Max));
+    let lines = busy.filter_map(|(name, depths)| {
+        let priority = PRIORITIES.iter().position(|(_, priority)| name.ends_with(priority));
+        let ink = match priority {
+            Some(priority) if name.starts_with("inbox") => Ink::Faint(priority),
+            Some(priority) => Ink::Colour(priority),
+            None => Ink::Bare,
+        };
+        series(course, depths, name, ink, Fold::Max)
+    });
     let about = "Messages in the broker's queues, each an envelope of one or many dispatches.";
     over_time(course, "Queues", about, axis("", false, words::count), lines.collect())
 }

@@ -40,7 +40,6 @@ pub(super) fn megabytes(number: f64) -> String {
     format!("{} MB", digits(number))
 }
 
-
 /// Three digits that say something, and no zeros behind them.
 pub(super) fn digits(number: f64) -> String {
     let places = match number.abs() {
