@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use futures::future::join_all;
-use governance::Priority;
+use governance::{Priority, SHARDS};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::task::JoinHandle;
@@ -277,7 +277,8 @@ impl Recorder {
         recent[0].p99_us
     }
 
-    /// Messages in each queue, under its name for people.
+    /// Messages in each queue, under its name for people. Each shard has a fence message in each stream of inboxes, which waits
+    /// for nobody.
     async fn depths(&self) -> Vec<(String, Option<u64>)> {
         let Some(context) = &self.queues else { return Vec::new() };
         let lanes = Priority::ALL.iter().map(|p| (format!("lane {p}"), protocol::streams::lanes(*p)));
@@ -285,8 +286,9 @@ impl Recorder {
         let done = [("done".to_owned(), protocol::streams::DONE.to_owned())];
         let each = lanes.chain(inboxes).chain(done).map(|(name, stream)| async move {
             let asked = tokio::time::timeout(PATIENCE, context.get_stream(stream)).await;
-            let depth = asked.ok().and_then(Result::ok).map(|stream| stream.cached_info().state.messages);
-            (name, depth)
+            let messages = asked.ok().and_then(Result::ok).map(|stream| stream.cached_info().state.messages);
+            let fences = if name.starts_with("inbox") { u64::from(SHARDS) } else { 0 };
+            (name, messages.map(|messages| messages.saturating_sub(fences)))
         });
         join_all(each).await
     }

@@ -60,7 +60,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("minutes", "minutes"),
     ("dispatches_per_envelope", "dispatches per envelope"),
     ("replicas", "coordinators"),
-    ("stream_replicas", "copies of each stream"),
+    ("stream_replicas", "stream copies"),
     ("storage", "streams in"),
     ("nats_sync", "broker sync"),
     ("redis_fsync", "redis fsync"),
