@@ -62,10 +62,9 @@ pub(crate) async fn run(scenario: &Latency, args: &Args) -> anyhow::Result<bool>
         accepted: flood,
     };
     let all: Vec<Pair> = pairs.into_iter().chain(flooded).collect();
-    let (report, accepted) = figures(scenario, asked, calm, flood, &bare.latency)?;
+    let (mut report, accepted) = figures(scenario, asked, calm, flood, &bare.latency)?;
     let books = books::close(&args.postgres_url, since, &accepted, &all).await?;
     mesh::stop(&all).await?;
-    let mut report = report;
     output::add(&mut report, &books)?;
     output::add(&mut report, &serde_json::json!({ "course": course }))?;
     let failed =
