@@ -6,6 +6,8 @@
 readonly UP_DIR=$ROOT/target/stack
 # Folders of failed runs are kept to be looked into: the newest few.
 readonly SCRATCH_KEPT=4
+# The numbers of coordinators that `bench scale` measures where none is named.
+readonly SCALE_COORDINATORS='1 2 3'
 
 CHILD=''        # the command in the foreground
 SCRATCH=''      # this run's own folder
@@ -103,17 +105,48 @@ run_bench() {
   [[ ${1:-} != audit ]] || COORDINATORS=1
   stack_options "$@"
   [[ ${REST[0]:--} != -* ]] ||
-    die "bench needs a scenario: throughput, latency, request, trace, audit or governance"
+    die "bench needs a scenario: throughput, latency, request, trace, scale, soak, audit, governance or report"
+  if [[ ${REST[0]} == scale && " $* " != *' --coordinators'* && " $* " != *' --replicas'* ]]; then
+    run_scale "$@"
+    return
+  fi
   clean_up_at_exit
   setup_servers
   build_release
-  if [[ ${REST[0]} == governance ]]; then
-    run_child "$ROOT/target/release/loadgen" "${REST[@]}"
-  else
-    # For the scenario that stops and starts processes of its stack.
-    export MESH_DEV=$ROOT/dev
-    in_scratch_stack "$ROOT/target/release/loadgen" "${REST[@]}"
-  fi
+  case ${REST[0]} in
+    governance | report) run_child "$ROOT/target/release/loadgen" "${REST[@]}" ;;
+    *)
+      # For the scenario that stops and starts processes of its stack.
+      export MESH_DEV=$ROOT/dev
+      in_scratch_stack "$ROOT/target/release/loadgen" "${REST[@]}"
+      ;;
+  esac
+}
+
+# run_scale ARGUMENT...: the scenario on one stack after another, each with another number of coordinators, and one
+# report of all.
+run_scale() {
+  local parts count status=0 files=() own=() all=()
+  # Where the figures of all go is not where those of each stack go.
+  while (($# > 0)); do
+    case $1 in
+      scale) ;;
+      --json | --html) (($# >= 2)) || die "$1 needs a value"; all+=("$1" "$2") && shift ;;
+      --json=* | --html=*) all+=("$1") ;;
+      *) own+=("$1") ;;
+    esac
+    shift
+  done
+  parts=$(mktemp -d)
+  clean_up_at_exit
+  for count in $SCALE_COORDINATORS; do
+    say "scale: $count coordinator(s)"
+    run_child "$ROOT/dev" bench scale --coordinators "$count" "${own[@]}" --json "$parts/$count.json" || status=$?
+    [[ ! -s $parts/$count.json ]] || files+=("$parts/$count.json")
+  done
+  ((${#files[@]} == 0)) || run_child "$ROOT/target/release/loadgen" scale "${all[@]}" --merge "${files[@]}" || status=$?
+  rm -rf "$parts"
+  exit "$status"
 }
 
 run_chaos() {

@@ -5,6 +5,9 @@
 //! no timer. Near deadlines have fine buckets, far ones coarse: a timeout is late by at most 8 ms, 128 ms or 4 s,
 //! each a small part of the time that passed.
 //!
+//! In an envelope of many runs each slot names its run, in a row that is used again for another envelope: opening, finding
+//! and ending cost no tree and no allocation. Only an envelope with copies for topics, which share slots, is kept in a tree.
+//!
 //! The rule it keeps: a slot ends once. Whoever ends slots asks `segment` first and marks what it ends.
 
 use std::collections::BTreeMap;
@@ -56,17 +59,52 @@ struct Entry {
 pub(crate) struct Open {
     entries: Slab<Entry>,
     by_envelope: FastMap<(InstanceId, u64), Runs>,
+    /// Rows of envelopes that are closed.
+    spare: Vec<Vec<u32>>,
     /// The first run of each bucket, by the moment at which the bucket is due.
     buckets: BTreeMap<u64, u32>,
     slots: u64,
 }
 
-/// The open runs of one envelope. Most envelopes are one run, which costs no tree.
+/// The open runs of one envelope.
 #[derive(Debug)]
 enum Runs {
     One(u32),
+    Many(Row),
     /// By copy and first slot.
-    Many(BTreeMap<(u16, u16), u32>),
+    Copies(BTreeMap<(u16, u16), u32>),
+}
+
+/// The open runs of an envelope without copies.
+#[derive(Debug)]
+struct Row {
+    /// The run of each slot, or `NONE`.
+    slots: Vec<u32>,
+    /// How many runs are in it.
+    runs: u32,
+}
+
+impl Row {
+    fn insert(&mut self, first: u16, count: u16, ix: u32) {
+        let (from, to) = (usize::from(first), usize::from(first) + usize::from(count));
+        if self.slots.len() < to {
+            self.slots.resize(to, NONE);
+        }
+        self.slots[from..to].fill(ix);
+        self.runs += 1;
+    }
+
+    /// Removes a run; whether it was the last.
+    fn remove(&mut self, first: u16, count: u16) -> bool {
+        let from = usize::from(first);
+        self.slots[from..from + usize::from(count)].fill(NONE);
+        self.runs -= 1;
+        self.runs == 0
+    }
+
+    fn at(&self, slot: u16) -> Option<u32> {
+        self.slots.get(usize::from(slot)).copied().filter(|ix| *ix != NONE)
+    }
 }
 
 /// Consecutive slots of a run that have either all ended or all not.
@@ -80,7 +118,13 @@ const NONE: u32 = u32::MAX;
 
 impl Open {
     pub(crate) fn new() -> Self {
-        Self { entries: Slab::new(), by_envelope: FastMap::default(), buckets: BTreeMap::new(), slots: 0 }
+        Self {
+            entries: Slab::new(),
+            by_envelope: FastMap::default(),
+            spare: Vec::new(),
+            buckets: BTreeMap::new(),
+            slots: 0,
+        }
     }
 
     /// Opens a run.
@@ -109,16 +153,34 @@ impl Open {
         let first = entry.run.first;
         let (now, deadline) = (entry.run.admitted, entry.run.deadline);
         self.hang(ix, bucket_of(now, deadline));
+        let count = self.entries.at(ix).run.count;
         let Some(runs) = self.by_envelope.get_mut(&(first.instance, first.sequence)) else {
             self.by_envelope.insert((first.instance, first.sequence), Runs::One(ix));
             return;
         };
         if let Runs::One(other) = *runs {
-            let one = self.entries.at(other).run.first;
-            *runs = Runs::Many(BTreeMap::from([((one.copy, one.slot), other)]));
+            let run = &self.entries.at(other).run;
+            *runs = if run.first.copy == 0 {
+                let mut row = Row { slots: self.spare.pop().unwrap_or_default(), runs: 0 };
+                row.insert(run.first.slot, run.count, other);
+                Runs::Many(row)
+            } else {
+                Runs::Copies(BTreeMap::from([((run.first.copy, run.first.slot), other)]))
+            };
         }
-        if let Runs::Many(tree) = runs {
-            tree.insert((first.copy, first.slot), ix);
+        if let Runs::Many(row) = runs
+            && first.copy != 0
+        {
+            let mut tree = BTreeMap::new();
+            for ix in row.slots.iter().copied().filter(|ix| *ix != NONE) {
+                tree.insert((0, self.entries.at(ix).run.first.slot), ix);
+            }
+            *runs = Runs::Copies(tree);
+        }
+        match runs {
+            Runs::Many(row) => row.insert(first.slot, count, ix),
+            Runs::Copies(tree) => drop(tree.insert((first.copy, first.slot), ix)),
+            Runs::One(_) => unreachable!("it became one of many"),
         }
     }
 
@@ -155,16 +217,24 @@ impl Open {
         let first = entry.run.first;
         let envelope = (first.instance, first.sequence);
         let last = match self.by_envelope.get_mut(&envelope) {
-            Some(Runs::Many(tree)) => {
+            Some(Runs::Many(row)) => row.remove(first.slot, entry.run.count),
+            Some(Runs::Copies(tree)) => {
                 tree.remove(&(first.copy, first.slot));
                 tree.is_empty()
             }
             Some(Runs::One(_)) | None => true,
         };
-        if last {
-            self.by_envelope.remove(&envelope);
+        if last && let Some(Runs::Many(row)) = self.by_envelope.remove(&envelope) {
+            self.keep_spare(row.slots);
         }
         entry.run
+    }
+
+    fn keep_spare(&mut self, mut slots: Vec<u32>) {
+        if self.spare.len() < SPARE_MAX && slots.capacity() <= SPARE_SLOTS_MAX {
+            slots.clear();
+            self.spare.push(slots);
+        }
     }
 
     /// Whether a run of this envelope is open.
@@ -176,7 +246,8 @@ impl Open {
     pub(crate) fn find(&self, id: DispatchId) -> Option<(OpenIx, u16)> {
         let ix = match self.by_envelope.get(&(id.instance, id.sequence))? {
             Runs::One(ix) => *ix,
-            Runs::Many(tree) => *tree.range(..=(id.copy, id.slot)).next_back()?.1,
+            Runs::Many(row) => row.at(id.slot)?,
+            Runs::Copies(tree) => *tree.range(..=(id.copy, id.slot)).next_back()?.1,
         };
         let run = &self.entries.at(ix).run;
         let is_it = run.first.copy == id.copy && (run.first.slot..=last_slot(run)).contains(&id.slot);
@@ -188,7 +259,11 @@ impl Open {
         let next = match self.by_envelope.get(&(id.instance, id.sequence)) {
             None => None,
             Some(Runs::One(ix)) => Some(self.entries.at(*ix).run.first),
-            Some(Runs::Many(tree)) => {
+            Some(Runs::Many(row)) => {
+                let after = row.slots.iter().skip(usize::from(id.slot) + 1).take(usize::from(count));
+                after.copied().find(|ix| *ix != NONE).map(|ix| self.entries.at(ix).run.first)
+            }
+            Some(Runs::Copies(tree)) => {
                 tree.range((id.copy, id.slot)..).next().map(|(_, ix)| self.entries.at(*ix).run.first)
             }
         };
@@ -365,8 +440,17 @@ const fn bucket_of(now: Timestamp, deadline: Timestamp) -> u64 {
     deadline.0.div_ceil(width).saturating_mul(width)
 }
 
+/// Rows that are kept for other envelopes: as many as are open at a time when an agent is busy.
+const SPARE_MAX: usize = 64;
+
+/// Longer rows, of 64 KB, are given back, so that all that are kept are a few megabytes at most.
+const SPARE_SLOTS_MAX: usize = 16_384;
+
 /// Stands for "no capability" where the form has no room for none: in the copies of topics.
 pub const NO_CAPABILITY: CapabilityIx = CapabilityIx(u32::MAX);
 
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests;

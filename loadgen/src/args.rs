@@ -5,16 +5,21 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::report::Servers;
+
 /// Puts honest load on a mesh and reports figures beside those of the bare broker.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_precedence_over_arg = true)]
 pub(crate) struct Args {
     /// What to measure.
     #[command(subcommand)]
     pub(crate) scenario: Scenario,
-    /// Where the figures go as one JSON object; they are printed for people in any case.
+    /// Where the figures go as one JSON object; they are printed for people in any case. `report` reads any number of them.
+    #[arg(long, global = true, value_name = "FILE", num_args = 1..)]
+    pub(crate) json: Vec<PathBuf>,
+    /// Where the figures go as a page with charts.
     #[arg(long, global = true, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
+    pub(crate) html: Option<PathBuf>,
     /// The broker.
     #[arg(long, global = true, env = "MESH_NATS_URL", default_value = "nats://127.0.0.1:4222")]
     pub(crate) nats_url: String,
@@ -45,6 +50,18 @@ pub(crate) struct Args {
     /// The commit, for the report; asked of git where it is not given.
     #[arg(long, global = true, env = "MESH_COMMIT", hide = true)]
     pub(crate) commit: Option<String>,
+    /// The folder of the stack whose processes are measured.
+    #[arg(long, global = true, env = "MESH_STACK_DIR", hide = true)]
+    pub(crate) stack_folder: Option<PathBuf>,
+    /// The trail, for what is to be archived before costs are taken.
+    #[arg(long = "trail", global = true, env = "MESH_REDIS_URL", hide = true, hide_env_values = true)]
+    pub(crate) redis: Option<String>,
+    /// Where the broker tells of its traffic.
+    #[arg(long, global = true, env = "MESH_NATS_MONITOR_URL", default_value = "", hide = true)]
+    pub(crate) nats_monitors: String,
+    /// What the servers are, asked of them before the run.
+    #[arg(skip)]
+    pub(crate) servers: Servers,
 }
 
 /// The scenarios.
@@ -65,13 +82,23 @@ pub(crate) enum Scenario {
     Governance(Governance),
     /// The bare durable hops alone; needs nothing but a broker.
     Bare(Bare),
+    /// Throughput and P0 latency for several numbers of agents, on the coordinators that there are.
+    Scale(Scale),
+    /// Mixed load at a fixed rate for long, and whether any process of the mesh grows.
+    Soak(Soak),
+    /// A page with charts, from the JSON of runs.
+    Report(Report),
 }
 
 /// `throughput`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Throughput {
-    /// Bytes of each payload.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    /// Bytes of each payload; several, with commas between them, are measured one after another.
+    #[arg(long = "payload", default_value = "128", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payloads: Vec<u32>,
+    /// The one that is measured.
+    #[arg(skip)]
     pub(crate) payload: u32,
     /// Pairs of a sending and a receiving agent.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
@@ -96,9 +123,9 @@ pub(crate) struct Latency {
     /// Requests per second, over all priorities.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(4..=200_000))]
     pub(crate) rate: u32,
-    /// Events per second that flood P3 meanwhile.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) flood: u32,
+    /// Floods P3 with events, so many per second or as many as go (max), after a first phase without the flood.
+    #[arg(long, value_name = "N|max", num_args = 0..=1, default_missing_value = "max", value_parser = flood)]
+    pub(crate) flood: Option<Flood>,
     /// How long, in seconds, after the warm-up.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub(crate) seconds: u64,
@@ -111,6 +138,25 @@ pub(crate) struct Latency {
     /// Shares of P0, P1, P2, P3 among the requests, in percent.
     #[arg(long, default_value = "25,25,25,25", value_delimiter = ',')]
     pub(crate) mix: Vec<u32>,
+}
+
+/// How much floods P3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flood {
+    /// Nothing.
+    None,
+    /// Events per second.
+    Rate(u32),
+    /// As many as senders get accepted.
+    Max,
+}
+
+fn flood(text: &str) -> Result<Flood, String> {
+    match text {
+        "max" => Ok(Flood::Max),
+        "0" => Ok(Flood::None),
+        rate => rate.parse().map(Flood::Rate).map_err(|_| format!("{rate:?} is neither max nor a number")),
+    }
 }
 
 /// `trace`.
@@ -218,12 +264,69 @@ pub(crate) struct Bare {
     pub(crate) rate: u32,
 }
 
+/// `scale`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Scale {
+    /// Numbers of agents to measure with, one after another.
+    #[arg(long, default_value = "12,100,1000", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(2..=20_000))]
+    pub(crate) agents: Vec<u32>,
+    /// How long each measurement sends, in seconds.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// Requests per second while latency is measured.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(4..=200_000))]
+    pub(crate) rate: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// Does not measure: makes one report of those of several stacks.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) merge: Vec<PathBuf>,
+}
+
+/// `soak`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Soak {
+    /// How long.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=1_440))]
+    pub(crate) minutes: u64,
+    /// Requests per second, over all priorities.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(4..=200_000))]
+    pub(crate) rate: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub(crate) payload: u32,
+    /// Pairs of a calling and an answering agent.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) agents: u32,
+    /// Shares of P0, P1, P2, P3 among the requests, in percent.
+    #[arg(long, default_value = "25,25,25,25", value_delimiter = ',')]
+    pub(crate) mix: Vec<u32>,
+}
+
+/// `report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Report {
+    /// The page.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
 impl Audit {
     /// The load of one measurement.
     pub(crate) const fn load(&self, seconds: u64) -> Throughput {
-        Throughput {
-            payload: self.payload,
-            agents: self.agents,
+        Throughput::of(self.payload, self.agents, seconds)
+    }
+}
+
+impl Throughput {
+    /// The load of another scenario, with the windows of this one.
+    pub(crate) const fn of(payload: u32, agents: u32, seconds: u64) -> Self {
+        Self {
+            payloads: Vec::new(),
+            payload,
+            agents,
             seconds,
             bare_seconds: 1,
             window: 2_048,
@@ -235,5 +338,46 @@ impl Audit {
 impl Throughput {
     pub(crate) const fn duration(&self) -> Duration {
         Duration::from_secs(self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Args {
+        Args::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flood_is_a_number_or_the_maximum() {
+        let flood = |line: &str| {
+            let Scenario::Latency(latency) = parsed(line).scenario else { panic!("latency was asked for") };
+            latency.flood
+        };
+        assert_eq!(flood("loadgen latency"), None);
+        assert_eq!(flood("loadgen latency --flood"), Some(Flood::Max));
+        assert_eq!(flood("loadgen latency --flood --seconds 3"), Some(Flood::Max));
+        assert_eq!(flood("loadgen latency --flood 5000"), Some(Flood::Rate(5_000)));
+        assert!(Args::try_parse_from(["loadgen", "latency", "--flood", "much"]).is_err());
+    }
+
+    #[test]
+    fn payloads_and_files_may_be_several() {
+        let Scenario::Throughput(throughput) = parsed("loadgen throughput --payload 16,128,1024").scenario
+        else {
+            panic!("throughput was asked for")
+        };
+        assert_eq!(throughput.payloads, [16, 128, 1_024]);
+        assert!(Args::try_parse_from(["loadgen", "throughput", "--payload", "15"]).is_err());
+        let args = parsed("loadgen report --json a.json b.json --out c.html");
+        assert_eq!(args.json.len(), 2);
+        assert!(matches!(args.scenario, Scenario::Report(report) if report.out.ends_with("c.html")));
     }
 }

@@ -26,6 +26,11 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
+    /// Makes room for so many envelopes, for a run whose memory is measured.
+    pub(crate) fn reserve(&mut self, envelopes: usize) {
+        self.envelopes.reserve(envelopes);
+    }
+
     /// Consecutive slots that were accepted.
     pub(crate) fn add(&mut self, first: DispatchId, count: u64) {
         *self.envelopes.entry((first.instance, first.sequence)).or_default() += count;

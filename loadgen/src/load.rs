@@ -3,21 +3,27 @@
 //! The rule it keeps: the next intended time never depends on how long anything took, and a latency runs from the moment at
 //! which the request was meant to be sent to its reply, so that a stall shows in every request that it held up.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use governance::{DispatchId, Priority};
 use hdrhistogram::Histogram;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use worker_sdk::{Dispatch, Reply};
 
 use crate::books::Accepted;
+use crate::course::Recent;
+use crate::report::{Distributions, Percentiles};
 
 /// Latencies are recorded up to this; what takes longer counts as this long.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
 /// Requests without a reply at which a run is given up: the mesh does not keep up.
 const OUTSTANDING_MAX: usize = 100_000;
+/// A request that leaves this much after its time was sent late; its latency counts from its time all the same.
+const LATE: Duration = Duration::from_millis(1);
 /// Intended times that wait for the loop that sends; a loop this far behind is told when it was meant to send all the same.
 const BEHIND_MAX: usize = 65_536;
 
@@ -82,12 +88,18 @@ pub(crate) struct Asked {
     pub(crate) mesh: [Histogram<u64>; 4],
     /// Where P0 spent it: in the lane, in the inbox, and the rest.
     pub(crate) p0_parts: [Histogram<u64>; 3],
+    /// By priority: in the lane, in the inbox, in the handler, and the rest.
+    stages: [[Histogram<u64>; 4]; 4],
     /// What was accepted.
     pub(crate) accepted: Accepted,
     /// Requests that were meant to be sent.
     pub(crate) sent: u64,
     /// Those whose reply was an error, or that were not accepted.
     pub(crate) failed: u64,
+    /// Measured requests that left late.
+    pub(crate) late_sends: u64,
+    late_max: Duration,
+    recent: Option<Arc<Recent>>,
     epoch: Instant,
     warm_up: Duration,
     waiting: JoinSet<Answer>,
@@ -100,13 +112,23 @@ impl Asked {
             latency: std::array::from_fn(|_| new_histogram()),
             mesh: std::array::from_fn(|_| new_histogram()),
             p0_parts: std::array::from_fn(|_| new_histogram()),
+            stages: std::array::from_fn(|_| std::array::from_fn(|_| new_histogram())),
             accepted: Accepted::default(),
             sent: 0,
             failed: 0,
+            late_sends: 0,
+            late_max: Duration::ZERO,
+            recent: None,
             epoch,
             warm_up,
             waiting: JoinSet::new(),
         }
+    }
+
+    /// Tells what happens while it happens.
+    pub(crate) fn watched(mut self, recent: &Arc<Recent>) -> Self {
+        self.recent = Some(Arc::clone(recent));
+        self
     }
 
     /// Sends a request that was meant to go at `intended`, and goes on.
@@ -121,6 +143,14 @@ impl Asked {
     ) -> anyhow::Result<()> {
         let (epoch, measured) = (self.epoch, intended >= self.warm_up);
         self.sent += 1;
+        if let Some(recent) = &self.recent {
+            recent.sent();
+        }
+        let late = epoch.elapsed().saturating_sub(intended);
+        if measured && late > LATE {
+            self.late_sends += 1;
+            self.late_max = self.late_max.max(late);
+        }
         self.waiting.spawn(async move {
             let pending = request.priority(priority).start().await;
             let id = pending.as_ref().ok().map(worker_sdk::Pending::id);
@@ -156,17 +186,107 @@ impl Asked {
         }
         self.failed += u64::from(answer.parts.is_none());
         let Some(latency) = answer.latency else { return };
+        if let Some(recent) = &self.recent {
+            recent.note(answer.priority, latency);
+        }
         let record =
             |into: &mut Histogram<u64>, took: Duration| into.saturating_record(took.as_nanos() as u64);
         record(&mut self.latency[answer.priority as usize], latency);
         let Some([lane, inbox, ran]) = answer.parts else { return };
         record(&mut self.mesh[answer.priority as usize], latency.saturating_sub(ran));
+        let stages = [lane, inbox, ran, latency.saturating_sub(lane + inbox + ran)];
+        for (stage, took) in self.stages[answer.priority as usize].iter_mut().zip(stages) {
+            record(stage, took);
+        }
         if answer.priority == Priority::P0 {
             let parts = [lane, inbox, latency.saturating_sub(lane + inbox)];
             for (part, took) in self.p0_parts.iter_mut().zip(parts) {
                 record(part, took);
             }
         }
+    }
+}
+
+/// The figures that all open loops report.
+#[derive(Serialize)]
+pub(crate) struct Told {
+    /// Requests that were meant to be sent, in the warm-up as well.
+    requests: u64,
+    failed: u64,
+    late_sends: u64,
+    late_max_us: u64,
+    p0: Percentiles,
+    p1: Percentiles,
+    p2: Percentiles,
+    p3: Percentiles,
+    p0_parts: Parts,
+    stages: Stages,
+}
+
+#[derive(Serialize)]
+struct Parts {
+    lane: Percentiles,
+    inbox: Percentiles,
+    rest: Percentiles,
+}
+
+#[derive(Serialize)]
+struct Stages {
+    p0: Stage,
+    p1: Stage,
+    p2: Stage,
+    p3: Stage,
+}
+
+/// Where requests of one priority spent their time.
+#[derive(Serialize)]
+struct Stage {
+    lane: Percentiles,
+    inbox: Percentiles,
+    ran: Percentiles,
+    /// Sending and the way of the reply.
+    reply: Percentiles,
+}
+
+impl Asked {
+    /// From the intended send time to the reply.
+    pub(crate) fn told(&self) -> Told {
+        self.told_of(&self.latency)
+    }
+
+    /// The same without the time in the handler.
+    pub(crate) fn told_of_mesh(&self) -> Told {
+        self.told_of(&self.mesh)
+    }
+
+    fn told_of(&self, latency: &[Histogram<u64>; 4]) -> Told {
+        let [p0, p1, p2, p3] = latency.each_ref().map(Percentiles::of);
+        let [lane, inbox, rest] = self.p0_parts.each_ref().map(Percentiles::of);
+        let stage = |of: &[Histogram<u64>; 4]| {
+            let [lane, inbox, ran, reply] = of.each_ref().map(Percentiles::of);
+            Stage { lane, inbox, ran, reply }
+        };
+        let [s0, s1, s2, s3] = self.stages.each_ref().map(stage);
+        Told {
+            requests: self.sent,
+            failed: self.failed,
+            late_sends: self.late_sends,
+            late_max_us: self.late_max.as_micros() as u64,
+            p0,
+            p1,
+            p2,
+            p3,
+            p0_parts: Parts { lane, inbox, rest },
+            stages: Stages { p0: s0, p1: s1, p2: s2, p3: s3 },
+        }
+    }
+
+    /// The whole distributions by priority, beside others.
+    pub(crate) fn distributions<'h>(
+        &'h self,
+        others: impl IntoIterator<Item = (&'h str, &'h Histogram<u64>)>,
+    ) -> Distributions {
+        Distributions::of(["P0", "P1", "P2", "P3"].into_iter().zip(&self.latency).chain(others))
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use governance::{DispatchId, InstanceId};
 use worker_sdk::{Agent, Mesh, Response};
 
@@ -16,6 +17,9 @@ use worker_sdk::{Agent, Mesh, Response};
 pub(crate) const CAPABILITY: &str = "work";
 /// The content type of what is sent: bytes that nobody reads.
 pub(crate) const OCTETS: &str = "application/octet-stream";
+
+/// Pairs that register at the same time.
+const REGISTERED_AT_ONCE: usize = 16;
 
 /// What the handlers of one target did.
 #[derive(Debug, Default)]
@@ -50,6 +54,12 @@ impl Effects {
         }
     }
 
+    /// Notes a run whose handler knows by itself whether it is the first of its dispatch.
+    pub(crate) fn tally(&self, first: bool) {
+        let of = if first { &self.done } else { &self.duplicates };
+        of.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Dispatches that were run at least once.
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
@@ -66,6 +76,8 @@ pub(crate) struct Pair {
     pub(crate) source: Agent,
     pub(crate) target: Agent,
     pub(crate) effects: Arc<Effects>,
+    /// What an unpaced source has handed over, counted on from what its target ran.
+    pub(crate) sent: Arc<AtomicU64>,
 }
 
 /// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>` whose targets answer at once with what they got.
@@ -88,38 +100,52 @@ where
 {
     let sources = Mesh::connect(url).await.context("failed to connect the sources")?;
     let targets = Mesh::connect(url).await.context("failed to connect the targets")?;
-    let mut pairs = Vec::new();
-    for i in 0..count {
+    // Many at a time, since each waits until all coordinators know it; few enough that none of them is kept waiting.
+    let pairs = futures::stream::iter(0..count).map(|i| {
         let (source, target) = (format!("{prefix}-src-{i}"), format!("{prefix}-dst-{i}"));
-        let effects = Arc::new(Effects::default());
-        let (noted, work) = (Arc::clone(&effects), work.clone());
-        let target = targets
-            .agent(&target)
-            .capability_raw(CAPABILITY, move |context| {
-                noted.note(context.id());
-                let reply = work(context.payload().clone());
-                async move { Ok(Response::bytes(reply.await, OCTETS)) }
-            })
-            .max_concurrent(concurrent)
-            .register()
-            .await
-            .with_context(|| format!("failed to register {target}"))?;
-        let source = sources
-            .agent(&source)
-            .depends_on(target.name())
-            .register()
-            .await
-            .with_context(|| format!("failed to register {source}"))?;
-        pairs.push(Pair { source, target, effects });
-    }
-    Ok(pairs)
+        register(&sources, &targets, source, target, work.clone(), concurrent)
+    });
+    pairs.buffered(REGISTERED_AT_ONCE).try_collect().await
+}
+
+async fn register<F>(
+    sources: &Mesh,
+    targets: &Mesh,
+    source: String,
+    target: String,
+    work: impl Fn(Bytes) -> F + Clone + Send + Sync + 'static,
+    concurrent: u32,
+) -> anyhow::Result<Pair>
+where
+    F: Future<Output = Bytes> + Send + 'static,
+{
+    let effects = Arc::new(Effects::default());
+    let noted = Arc::clone(&effects);
+    let target = targets
+        .agent(&target)
+        .capability_raw(CAPABILITY, move |context| {
+            noted.note(context.id());
+            let reply = work(context.payload().clone());
+            async move { Ok(Response::bytes(reply.await, OCTETS)) }
+        })
+        .max_concurrent(concurrent)
+        .register()
+        .await
+        .with_context(|| format!("failed to register {target}"))?;
+    let source = sources
+        .agent(&source)
+        .depends_on(target.name())
+        .register()
+        .await
+        .with_context(|| format!("failed to register {source}"))?;
+    Ok(Pair { source, target, effects, sent: Arc::default() })
 }
 
 /// Stops all agents in order.
 pub(crate) async fn stop(pairs: &[Pair]) -> anyhow::Result<()> {
-    for pair in pairs {
+    let stops = pairs.iter().map(|pair| async move {
         pair.source.stop().await.with_context(|| format!("failed to stop {}", pair.source.name()))?;
-        pair.target.stop().await.with_context(|| format!("failed to stop {}", pair.target.name()))?;
-    }
-    Ok(())
+        pair.target.stop().await.with_context(|| format!("failed to stop {}", pair.target.name()))
+    });
+    futures::stream::iter(stops).buffer_unordered(REGISTERED_AT_ONCE).try_collect().await
 }

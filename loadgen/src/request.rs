@@ -14,11 +14,12 @@ use worker_sdk::Agent;
 use crate::args::{Args, Request};
 use crate::bare::Broker;
 use crate::books::{self, Accepted};
+use crate::course::{Recent, Recording, Watched};
 use crate::load::new_histogram;
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
 use crate::payload::Payloads;
-use crate::report::{Common, Percentiles, ratio};
+use crate::report::{Common, Distributions, Percentiles, ratio};
 
 /// What is sent before measuring.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -40,9 +41,11 @@ pub(crate) async fn run(scenario: &Request, args: &Args) -> anyhow::Result<bool>
     bar.finish_and_clear();
     let pairs = mesh::pairs(&args.nats_url, "req", 1, scenario.outstanding * SLOTS).await?;
     let since = SystemTime::now();
-    let bar = output::spinner("asking");
-    let asked = ask(scenario, &pairs[0]).await?;
-    bar.finish_and_clear();
+    let recent = Recent::new();
+    let watched = Watched::pairs(&pairs).loops(&recent).shown(output::clock(WARM_UP + duration, "asking"));
+    let recording = Recording::start(args, watched).await;
+    let asked = ask(scenario, &pairs[0], &recent).await?;
+    let course = recording.end().await?;
     let books = books::close(&args.postgres_url, since, &asked.accepted, &pairs).await?;
     mesh::stop(&pairs).await?;
 
@@ -59,6 +62,8 @@ pub(crate) async fn run(scenario: &Request, args: &Args) -> anyhow::Result<bool>
         "bare": of_chain,
         "ratio_per_s": ratio(per_s, bare.per_s),
         "ratio_p50": own.p50_us.zip(chain.p50_us).and_then(|(own, bare)| ratio(own, bare)),
+        "distributions": Distributions::of([("requests", &asked.latency), ("bare", &bare.latency)]),
+        "course": course,
     });
     output::add(&mut report, &own)?;
     output::add(&mut report, &books)?;
@@ -66,7 +71,7 @@ pub(crate) async fn run(scenario: &Request, args: &Args) -> anyhow::Result<bool>
     Ok(books.balance())
 }
 
-async fn ask(scenario: &Request, pair: &Pair) -> anyhow::Result<Asked> {
+async fn ask(scenario: &Request, pair: &Pair, recent: &Arc<Recent>) -> anyhow::Result<Asked> {
     let begin = Instant::now() + WARM_UP;
     let end = begin + Duration::from_secs(scenario.seconds);
     let caller = Arc::new(Caller {
@@ -75,6 +80,7 @@ async fn ask(scenario: &Request, pair: &Pair) -> anyhow::Result<Asked> {
         priority: scenario.priority,
         payloads: Payloads::new(scenario.payload as usize),
         asked: Mutex::new(Asked { latency: new_histogram(), accepted: Accepted::default() }),
+        recent: Arc::clone(recent),
     });
     let mut callers = JoinSet::new();
     for _ in 0..scenario.outstanding {
@@ -95,6 +101,7 @@ struct Caller {
     priority: governance::Priority,
     payloads: Payloads,
     asked: Mutex<Asked>,
+    recent: Arc<Recent>,
 }
 
 impl Caller {
@@ -106,9 +113,11 @@ impl Caller {
             }
             let request = self.source.dispatch(&self.target, CAPABILITY).priority(self.priority);
             let payload = self.payloads.next();
+            self.recent.sent();
             let reply = request.bytes(payload.clone(), OCTETS).request().await.context("a request failed")?;
             ensure!(*reply.payload() == payload, "a reply is not what was sent");
             let latency = sent.elapsed();
+            self.recent.note(self.priority, latency);
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
             asked.accepted.add(reply.id(), 1);
             if sent >= begin {

@@ -4,7 +4,7 @@
 //! backlog is mistaken for throughput.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 use crate::args::{Args, Throughput};
 use crate::bare::{Baselines, Broker};
 use crate::books::{self, Accepted};
+use crate::cost::Meter;
+use crate::course::{Recording, Watched};
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
 use crate::payload::Payloads;
@@ -37,14 +39,29 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How long targets may take to run what was accepted.
 const DRAIN: Duration = Duration::from_secs(120);
 
-/// Runs the scenario; whether the books balance.
+/// Runs the scenario for each size of payload; whether all books balance.
 pub(crate) async fn run(scenario: &Throughput, args: &Args) -> anyhow::Result<bool> {
+    let (mut runs, mut balance) = (Vec::new(), true);
+    for payload in &scenario.payloads {
+        let (report, good) = one(&Throughput { payload: *payload, ..scenario.clone() }, args).await?;
+        runs.push(report);
+        balance &= good;
+    }
+    output::finish(args, &Common::gather("throughput", args), output::several(runs)?)?;
+    Ok(balance)
+}
+
+/// One size of payload: its figures, and whether the books balance.
+async fn one(scenario: &Throughput, args: &Args) -> anyhow::Result<(serde_json::Value, bool)> {
     let payload = scenario.payload as usize;
     let baselines =
         Baselines::measure(&Broker::of(args), payload, Duration::from_secs(scenario.bare_seconds)).await?;
     let pairs = mesh::pairs(&args.nats_url, "lg", scenario.agents, scenario.concurrent).await?;
     let since = SystemTime::now();
+    let (meter, recording) = (Meter::begin(args).await, Recording::start(args, watched(&pairs)).await);
     let (accepted, per_s) = load(scenario, &pairs).await?;
+    let course = recording.end().await?;
+    let cost = meter.end(args, accepted.dispatches()).await;
     let books = books::close(&args.postgres_url, since, &accepted, &pairs).await?;
     let quota = pairs.iter().filter_map(|p| p.source.terms()).map(|t| t.rate_per_s).max();
     mesh::stop(&pairs).await?;
@@ -61,10 +78,18 @@ pub(crate) async fn run(scenario: &Throughput, args: &Args) -> anyhow::Result<bo
         "bare_envelope_mb_per_s": (baselines.envelope_mb_per_s * 10.0).round() / 10.0,
         "ratio_vs_bare_single": ratio(per_s, baselines.single_per_s),
         "ratio_vs_bare_envelope": ratio(governed_mb_per_s, baselines.envelope_mb_per_s),
+        "course": course,
     });
+    output::add(&mut report, &cost)?;
     output::add(&mut report, &books)?;
-    output::finish(args, &Common::gather("throughput", args), report)?;
-    Ok(books.balance())
+    Ok((report, books.balance()))
+}
+
+/// The course of load by these pairs.
+fn watched(pairs: &[Pair]) -> Watched {
+    let counts: Vec<_> = pairs.iter().map(|pair| Arc::clone(&pair.sent)).collect();
+    let sent = move || counts.iter().map(|sent| sent.load(Ordering::Relaxed)).sum();
+    Watched { sent: Some(Box::new(sent)), ..Watched::pairs(pairs) }
 }
 
 /// Sends from all sources at once; what was accepted, and how many per second were run.
@@ -135,7 +160,8 @@ fn send<'p>(
     let lanes = (u64::from(scenario.window.div_ceil(BATCH)).min(ahead_max / u64::from(batch))).max(1);
     let payloads = Arc::new(Payloads::new(scenario.payload as usize));
     // Counted on from what the target ran before, for load that follows load.
-    let sent = Arc::new(AtomicU64::new(pair.effects.done()));
+    pair.sent.store(pair.effects.done(), Ordering::Relaxed);
+    let sent = Arc::clone(&pair.sent);
     (0..lanes).map(move |_| {
         let (source, target) = (pair.source.clone(), pair.target.name().to_owned());
         let (effects, payloads, sent) = (Arc::clone(&pair.effects), Arc::clone(&payloads), Arc::clone(&sent));

@@ -5,6 +5,7 @@
 //! recording's, divided by one factor; nothing else is left out or evened.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,6 +16,7 @@ use time::macros::format_description;
 
 use crate::args::{Args, Trace};
 use crate::books;
+use crate::course::{Recent, Recording, Watched};
 use crate::load::{Asked, interleaved, pace_at};
 use crate::mesh::{self, CAPABILITY, OCTETS, Pair};
 use crate::output;
@@ -60,25 +62,26 @@ pub(crate) async fn run(scenario: &Trace, args: &Args) -> anyhow::Result<bool> {
     })
     .await?;
     let (since, duration) = (SystemTime::now(), rows.last().map_or(Duration::ZERO, |row| row.at));
-    let asked = ask(scenario, &pairs, &order, rows, &noise).await?;
+    let recent = Recent::new();
+    let watched = Watched::pairs(&pairs).loops(&recent).shown(output::clock(duration, "asking"));
+    let recording = Recording::start(args, watched).await;
+    let asked = ask(scenario, &pairs, &order, (rows, &recent), &noise).await?;
+    let course = recording.end().await?;
     let books = books::close(&args.postgres_url, since, &asked.accepted, &pairs).await?;
     mesh::stop(&pairs).await?;
 
-    let [p0, p1, p2, p3] = asked.mesh.each_ref().map(Percentiles::of);
     let [t0, t1, t2, t3] = asked.latency.each_ref().map(Percentiles::of);
-    let [lane, inbox, rest] = asked.p0_parts.each_ref().map(Percentiles::of);
     let mut report = serde_json::json!({
         "file": scenario.file.file_name().map(|name| name.to_string_lossy()),
         "speed": scenario.speed,
         "ms_per_token": scenario.ms_per_token,
         "seconds": duration.as_secs_f64().round(),
-        "requests": asked.sent,
-        "failed": asked.failed,
         "requests_per_s": (asked.sent as f64 / duration.as_secs_f64().max(f64::EPSILON)).round(),
-        "p0": p0, "p1": p1, "p2": p2, "p3": p3,
-        "p0_parts": { "lane": lane, "inbox": inbox, "rest": rest },
         "with_handler": { "p0": t0, "p1": t1, "p2": t2, "p3": t3 },
+        "distributions": asked.distributions([]),
+        "course": course,
     });
+    output::add(&mut report, &asked.told_of_mesh())?;
     output::add(&mut report, &books)?;
     output::finish(args, &Common::gather("trace", args), report)?;
     Ok(books.balance() && asked.failed == 0)
@@ -89,13 +92,12 @@ async fn ask(
     scenario: &Trace,
     pairs: &[Pair],
     order: &[Priority],
-    rows: Vec<Row>,
+    (rows, recent): (Vec<Row>, &Arc<Recent>),
     noise: &Bytes,
 ) -> anyhow::Result<Asked> {
-    let bar = output::clock(rows.last().map_or(Duration::ZERO, |row| row.at), "asking");
     let epoch = Instant::now();
     let mut times = pace_at(epoch, rows.into_iter(), |row| row.at)?;
-    let mut asked = Asked::new(epoch, Duration::ZERO);
+    let mut asked = Asked::new(epoch, Duration::ZERO).watched(recent);
     let per_token = Duration::from_millis(scenario.ms_per_token.into());
     while let Some(row) = times.recv().await {
         let number = asked.sent as usize;
@@ -109,10 +111,8 @@ async fn ask(
         let request =
             pair.source.dispatch(pair.target.name(), CAPABILITY).budget(BUDGET).bytes(payload, OCTETS);
         asked.ask(row.at, order[number / pairs.len() % order.len()], request)?;
-        bar.set_position(row.at.as_secs());
     }
     asked.finish().await?;
-    bar.finish_and_clear();
     Ok(asked)
 }
 

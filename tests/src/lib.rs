@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use door::Door;
 pub use machine::Machine;
-pub use settings::Settings;
+pub use settings::{Settings, root};
 pub use sightings::Sightings;
 pub use stage::{Stage, clock};
 pub use traffic::{OUTSTANDING_TOTAL, Traffic, alone};

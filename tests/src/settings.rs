@@ -55,6 +55,6 @@ fn variable(name: &str) -> String {
 
 /// The root of the repository.
 #[must_use]
-pub(crate) fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
