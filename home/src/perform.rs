@@ -465,16 +465,7 @@ pub(crate) fn parcel(
     decided: &DecisionRow,
 ) -> Vec<u8> {
     let deadlines = vec![decided.deadline; rows.len()];
-    let seals: Vec<u64> = rows
-        .clone()
-        .map(|row| {
-            let id = DispatchId { slot: row as u16, ..decided.first };
-            let callee = callee(lane, row);
-            let above = lane.lineage(row);
-            inbox::child_lineage(above, id, callee, &decided.target, decided.deadline, decided.serves_person)
-                .seal(key, &decided.target)
-        })
-        .collect();
+    let seals = seals(key, lane, rows.clone(), decided);
     inbox::parcel(
         lane,
         rows,
@@ -490,6 +481,26 @@ pub(crate) fn parcel(
             seals: &seals,
         },
     )
+}
+
+/// The seals of what the children of slots inherit.
+fn seals(
+    key: &protocol::AuditKey,
+    lane: &LaneEnvelope<'_>,
+    rows: std::ops::Range<usize>,
+    decided: &DecisionRow,
+) -> Vec<u64> {
+    let children = |row: usize| {
+        let id = DispatchId { slot: row as u16, ..decided.first };
+        let (above, callee) = (lane.lineage(row), callee(lane, row));
+        inbox::child_lineage(above, id, callee, &decided.target, decided.deadline, decided.serves_person)
+    };
+    if [column::LINEAGE, column::CAPABILITY, column::TOPIC].iter().all(|id| lane.frame.is_same(*id)) {
+        // A lineage that cannot be read counts as none, here as in what the target makes of it.
+        let is_root = lineage::Lineage::decode(lane.lineage(rows.start)).is_none();
+        return inbox::child_seals(&children(rows.start), rows.len(), is_root, key, &decided.target);
+    }
+    rows.map(|row| children(row).seal(key, &decided.target)).collect()
 }
 
 /// Puts a parcel into an inbox message of the block being staged, and gives that message's place in the block.

@@ -110,11 +110,24 @@ pub(crate) struct Throughput {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) bare_seconds: u64,
     /// Dispatches that each sender has on their way to acceptance.
-    #[arg(long, default_value_t = 2_048, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 8_192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) window: u32,
     /// Dispatches that each receiver runs at once.
-    #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub(crate) concurrent: u32,
+    /// Whether receivers take events in batches, or one by one as agents do that know nothing of batches.
+    #[arg(long, value_enum, default_value_t = Handlers::Batch)]
+    pub(crate) handlers: Handlers,
+}
+
+/// How receivers take what is sent to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Handlers {
+    /// Many in one call of the handler.
+    Batch,
+    /// One call of the handler for each.
+    Single,
 }
 
 /// `latency`.
@@ -331,6 +344,7 @@ impl Throughput {
             bare_seconds: 1,
             window: 2_048,
             concurrent: 1_024,
+            handlers: Handlers::Single,
         }
     }
 }

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use governance::{DispatchId, InstanceId};
-use worker_sdk::{Agent, Mesh, Response};
+use worker_sdk::{Agent, AgentBuilder, Answers, Batch, Mesh, Response};
 
 /// What every target offers.
 pub(crate) const CAPABILITY: &str = "work";
@@ -33,25 +33,40 @@ pub(crate) struct Effects {
 #[derive(Debug, Default, Clone)]
 struct Slots(Vec<u64>);
 
+impl Slots {
+    /// Inserts consecutive slots; how many of them were not there.
+    fn insert(&mut self, first: u16, count: u16) -> u64 {
+        let (mut at, end) = (usize::from(first), usize::from(first) + usize::from(count));
+        let words = end.div_ceil(64);
+        if self.0.len() < words {
+            self.0.resize(words, 0);
+        }
+        let mut fresh = 0;
+        while at < end {
+            let (word, from) = (at / 64, at % 64);
+            let bits = (end - at).min(64 - from);
+            let mask = (u64::MAX >> (64 - bits)) << from;
+            fresh += u64::from((mask & !self.0[word]).count_ones());
+            self.0[word] |= mask;
+            at += bits;
+        }
+        fresh
+    }
+}
+
 impl Effects {
-    /// Notes that a handler runs a dispatch.
-    fn note(&self, id: DispatchId) {
+    /// Notes that a handler runs consecutive dispatches.
+    fn note(&self, first: DispatchId, count: u16) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let envelopes = seen.entry(id.instance).or_default();
-        let (at, word, bit) = (id.sequence as usize, usize::from(id.slot / 64), 1_u64 << (id.slot % 64));
+        let envelopes = seen.entry(first.instance).or_default();
+        let at = first.sequence as usize;
         if envelopes.len() <= at {
             envelopes.resize(at + 1, Slots::default());
         }
-        let slots = &mut envelopes[at].0;
-        if slots.len() <= word {
-            slots.resize(word + 1, 0);
-        }
-        if slots[word] & bit == 0 {
-            slots[word] |= bit;
-            self.done.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.duplicates.fetch_add(1, Ordering::Relaxed);
-        }
+        let fresh = envelopes[at].insert(first.slot, count);
+        drop(seen);
+        self.done.fetch_add(fresh, Ordering::Relaxed);
+        self.duplicates.fetch_add(u64::from(count) - fresh, Ordering::Relaxed);
     }
 
     /// Notes a run whose handler knows by itself whether it is the first of its dispatch.
@@ -86,6 +101,24 @@ pub(crate) async fn pairs(url: &str, prefix: &str, count: u32, concurrent: u32) 
     pairs_with(url, prefix, count, concurrent, std::future::ready).await
 }
 
+/// The same with targets that take events in batches.
+pub(crate) async fn pairs_of_batches(
+    url: &str,
+    prefix: &str,
+    count: u32,
+    concurrent: u32,
+) -> anyhow::Result<Vec<Pair>> {
+    let offer = |target: AgentBuilder, noted: Arc<Effects>| {
+        target.capability_batch(CAPABILITY, move |batch: Batch| {
+            for (first, count) in batch.runs() {
+                noted.note(first, count);
+            }
+            std::future::ready(Ok(Answers::empty()))
+        })
+    };
+    register(url, prefix, count, concurrent, offer).await
+}
+
 /// Registers pairs named `<prefix>-src-<i>` and `<prefix>-dst-<i>`, sources and targets on a connection each. What `work`
 /// makes of a payload is the reply.
 pub(crate) async fn pairs_with<F>(
@@ -98,47 +131,46 @@ pub(crate) async fn pairs_with<F>(
 where
     F: Future<Output = Bytes> + Send + 'static,
 {
+    let offer = |target: AgentBuilder, noted: Arc<Effects>| {
+        let work = work.clone();
+        target.capability_raw(CAPABILITY, move |context| {
+            noted.note(context.id(), 1);
+            let reply = work(context.payload().clone());
+            async move { Ok(Response::bytes(reply.await, OCTETS)) }
+        })
+    };
+    register(url, prefix, count, concurrent, offer).await
+}
+
+/// Registers pairs whose targets offer `work` in one way or another.
+async fn register(
+    url: &str,
+    prefix: &str,
+    count: u32,
+    concurrent: u32,
+    offer: impl Fn(AgentBuilder, Arc<Effects>) -> AgentBuilder,
+) -> anyhow::Result<Vec<Pair>> {
     let sources = Mesh::connect(url).await.context("failed to connect the sources")?;
     let targets = Mesh::connect(url).await.context("failed to connect the targets")?;
     // Many at a time, since each waits until all coordinators know it; few enough that none of them is kept waiting.
     let pairs = futures::stream::iter(0..count).map(|i| {
         let (source, target) = (format!("{prefix}-src-{i}"), format!("{prefix}-dst-{i}"));
-        register(&sources, &targets, source, target, work.clone(), concurrent)
+        let effects = Arc::new(Effects::default());
+        let target = offer(targets.agent(&target), Arc::clone(&effects)).max_concurrent(concurrent);
+        let sources = &sources;
+        async move {
+            let target =
+                target.register().await.with_context(|| format!("failed to register {prefix}-dst-{i}"))?;
+            let source = sources
+                .agent(&source)
+                .depends_on(target.name())
+                .register()
+                .await
+                .with_context(|| format!("failed to register {source}"))?;
+            Ok(Pair { source, target, effects, sent: Arc::default() })
+        }
     });
     pairs.buffered(REGISTERED_AT_ONCE).try_collect().await
-}
-
-async fn register<F>(
-    sources: &Mesh,
-    targets: &Mesh,
-    source: String,
-    target: String,
-    work: impl Fn(Bytes) -> F + Clone + Send + Sync + 'static,
-    concurrent: u32,
-) -> anyhow::Result<Pair>
-where
-    F: Future<Output = Bytes> + Send + 'static,
-{
-    let effects = Arc::new(Effects::default());
-    let noted = Arc::clone(&effects);
-    let target = targets
-        .agent(&target)
-        .capability_raw(CAPABILITY, move |context| {
-            noted.note(context.id());
-            let reply = work(context.payload().clone());
-            async move { Ok(Response::bytes(reply.await, OCTETS)) }
-        })
-        .max_concurrent(concurrent)
-        .register()
-        .await
-        .with_context(|| format!("failed to register {target}"))?;
-    let source = sources
-        .agent(&source)
-        .depends_on(target.name())
-        .register()
-        .await
-        .with_context(|| format!("failed to register {source}"))?;
-    Ok(Pair { source, target, effects, sent: Arc::default() })
 }
 
 /// Stops all agents in order.
@@ -148,4 +180,19 @@ pub(crate) async fn stop(pairs: &[Pair]) -> anyhow::Result<()> {
         pair.target.stop().await.with_context(|| format!("failed to stop {}", pair.target.name()))
     });
     futures::stream::iter(stops).buffer_unordered(REGISTERED_AT_ONCE).try_collect().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_of_slots_are_counted_once_each() {
+        let mut slots = Slots::default();
+        assert_eq!(slots.insert(60, 10), 10);
+        assert_eq!(slots.insert(0, 64), 60);
+        assert_eq!(slots.insert(64, 200), 194);
+        assert_eq!(slots.insert(0, 264), 0);
+        assert_eq!(slots.insert(u16::MAX, 1), 1);
+    }
 }

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::args::{Args, Throughput};
+use crate::args::{Args, Handlers, Throughput};
 use crate::bare::{Baselines, Broker};
 use crate::books::{self, Accepted};
 use crate::cost::Meter;
@@ -21,8 +21,8 @@ use crate::output;
 use crate::payload::Payloads;
 use crate::report::{Common, ratio};
 
-/// Dispatches that a sender hands over at once.
-const BATCH: u32 = 256;
+/// Dispatches that a sender hands over at once, at most, as an agent does that has a lot to send.
+const BATCH: u32 = 4_096;
 /// Dispatches that a sender may be ahead of its target, for each that may be on its way to acceptance: enough to keep
 /// every stage of the mesh busy.
 const AHEAD: u64 = 8;
@@ -56,12 +56,17 @@ async fn one(scenario: &Throughput, args: &Args) -> anyhow::Result<(serde_json::
     let payload = scenario.payload as usize;
     let baselines =
         Baselines::measure(&Broker::of(args), payload, Duration::from_secs(scenario.bare_seconds)).await?;
-    let pairs = mesh::pairs(&args.nats_url, "lg", scenario.agents, scenario.concurrent).await?;
+    let (url, agents, concurrent) = (&args.nats_url, scenario.agents, scenario.concurrent);
+    let pairs = match scenario.handlers {
+        Handlers::Batch => mesh::pairs_of_batches(url, "lg", agents, concurrent).await?,
+        Handlers::Single => mesh::pairs(url, "lg", agents, concurrent).await?,
+    };
     let since = SystemTime::now();
     let (meter, recording) = (Meter::begin(args).await, Recording::start(args, watched(&pairs)).await);
     let (accepted, per_s) = load(scenario, &pairs).await?;
     let course = recording.end().await?;
     let cost = meter.end(args, accepted.dispatches()).await;
+    tracing::info!(dispatches_per_s = per_s.round(), "all of it was run; closing the books");
     let books = books::close(&args.postgres_url, since, &accepted, &pairs).await?;
     let quota = pairs.iter().filter_map(|p| p.source.terms()).map(|t| t.rate_per_s).max();
     mesh::stop(&pairs).await?;
@@ -71,6 +76,8 @@ async fn one(scenario: &Throughput, args: &Args) -> anyhow::Result<(serde_json::
         "agents": scenario.agents * 2,
         "quota_per_agent": quota,
         "seconds": scenario.seconds,
+        "handlers": scenario.handlers,
+        "dispatches_per_call_of_the_sender": batch(scenario),
         "dispatches_per_envelope": ratio(accepted.dispatches() as f64, accepted.envelopes() as f64),
         "dispatches_per_s": per_s.round(),
         "governed_mb_per_s": (governed_mb_per_s * 100.0).round() / 100.0,
@@ -146,18 +153,23 @@ async fn measure(pairs: &[Pair], duration: Duration, warm: Instant, end: Instant
     }
 }
 
+/// How many dispatches a sender hands over at once.
+fn batch(scenario: &Throughput) -> u32 {
+    scenario.window.min(BATCH).min((BATCH_BYTES / scenario.payload).max(1))
+}
+
 /// The senders of one source: as many as it takes to keep its window full with batches.
 fn send<'p>(
     scenario: &Throughput,
     pair: &'p Pair,
     end: Instant,
 ) -> impl Iterator<Item = impl Future<Output = anyhow::Result<Accepted>> + Send + use<>> + use<'p> {
-    let batch = scenario.window.min(BATCH).min((BATCH_BYTES / scenario.payload).max(1));
+    let batch = batch(scenario);
     let ahead_max = (u64::from(scenario.window) * AHEAD)
         .min(AHEAD_BYTES / u64::from(scenario.payload))
         .min(AHEAD_TOTAL / u64::from(scenario.agents))
         .max(batch.into());
-    let lanes = (u64::from(scenario.window.div_ceil(BATCH)).min(ahead_max / u64::from(batch))).max(1);
+    let lanes = (u64::from(scenario.window.div_ceil(batch)).min(ahead_max / u64::from(batch))).max(1);
     let payloads = Arc::new(Payloads::new(scenario.payload as usize));
     // Counted on from what the target ran before, for load that follows load.
     pair.sent.store(pair.effects.done(), Ordering::Relaxed);

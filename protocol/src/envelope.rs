@@ -125,6 +125,40 @@ pub fn write(instance: InstanceId, sequence: u64, reply_token: &str, dispatches:
     w.finish()
 }
 
+/// Packs dispatches that differ in their payloads alone: the bytes that [`write`] makes of them, without a look at each for
+/// what is the same in all. The payload of `alike` counts for nothing.
+#[must_use]
+pub fn write_alike<'p>(
+    instance: InstanceId,
+    sequence: u64,
+    alike: &Outgoing<'_>,
+    payloads: impl ExactSizeIterator<Item = &'p [u8]> + Clone,
+) -> Vec<u8> {
+    let mut w = FrameWriter::new(KIND_LANE, payloads.len());
+    w.same(column::INSTANCE, instance.0.to_le_bytes());
+    w.same(column::SEQUENCE, sequence.to_le_bytes());
+    w.same(column::KIND, [alike.kind.code()]);
+    for (id, text) in [
+        (column::CAPABILITY, alike.capability.as_bytes()),
+        (column::TOPIC, alike.topic.as_bytes()),
+        (column::LINEAGE, alike.lineage),
+        (column::CONVERSATION, alike.conversation.as_bytes()),
+        (column::ORDER_KEY, alike.order_key.as_bytes()),
+        (column::IDEMPOTENCY_KEY, alike.idempotency_key.as_bytes()),
+        (column::TRACE, alike.trace.as_bytes()),
+        (column::CONTENT_TYPE, alike.content_type.as_bytes()),
+    ] {
+        if !text.is_empty() {
+            w.text_same(id, text);
+        }
+    }
+    if !alike.budget.is_zero() {
+        w.same(column::BUDGET_MS, budget_ms(alike.budget).to_le_bytes());
+    }
+    w.text(column::PAYLOAD, payloads);
+    w.finish()
+}
+
 /// A budget in whole milliseconds, at least one where it is not zero.
 fn budget_ms(d: Duration) -> u32 {
     let ms = u32::try_from(d.as_millis()).unwrap_or(u32::MAX);

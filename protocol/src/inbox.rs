@@ -9,6 +9,7 @@ use governance::{AgentId, DispatchId, Kind, Priority, Reason, Timestamp};
 
 use crate::envelope::{KEY_BYTES_MAX, LaneEnvelope, check_columns, column, sender};
 use crate::frame::{Frame, FrameError, FrameWriter};
+use crate::key::AuditKey;
 use crate::lineage::{Lineage, hop};
 
 /// The frame kind of a parcel.
@@ -249,6 +250,19 @@ impl<'a> Parcel<'a> {
         let above = self.frame.text(column::LINEAGE, row).unwrap_or_default();
         Lineage::decode(above).map_or_else(|| self.id(row), |(l, _)| l.root)
     }
+}
+
+/// The seals of the lineages of consecutive dispatches that are alike but for their slot: what [`Lineage::seal`] gives for the
+/// lineage of the children of each, made from the bytes of the first.
+#[must_use]
+pub fn child_seals(first: &Lineage, count: usize, is_root: bool, key: &AuditKey, holder: &str) -> Vec<u64> {
+    let mut seals = first.sealing(key, holder);
+    (0..count)
+        .map(|nth| {
+            let parent = DispatchId { slot: first.parent.slot + nth as u16, ..first.parent };
+            seals.seal_for(if is_root { parent } else { first.root }, parent)
+        })
+        .collect()
 }
 
 /// The lineage of the children of dispatch `id`, which runs `callee` at `target` and itself carries `above`.

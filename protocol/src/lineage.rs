@@ -73,6 +73,11 @@ impl Lineage {
         seal_bytes(key, holder, &self.encode())
     }
 
+    /// Seals for dispatches of `holder` that are to carry this lineage but for root and parent.
+    pub(crate) fn sealing<'k>(&self, key: &'k AuditKey, holder: &'k str) -> Sealing<'k> {
+        Sealing { key, holder, body: self.encode() }
+    }
+
     /// Reads what a child carries, without judging the seal. None where the bytes are not a lineage.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<(Self, u64)> {
@@ -105,6 +110,23 @@ impl Lineage {
     pub fn verify(bytes: &[u8], key: &AuditKey, holder: &str) -> Option<Self> {
         let (lineage, seal) = Self::decode(bytes)?;
         (seal_bytes(key, holder, &bytes[..bytes.len() - SEAL_BYTES]) == seal).then_some(lineage)
+    }
+}
+
+/// Lineages that are sealed one after the other, of which only root and parent differ.
+#[derive(Debug)]
+pub(crate) struct Sealing<'k> {
+    key: &'k AuditKey,
+    holder: &'k str,
+    body: Vec<u8>,
+}
+
+impl Sealing<'_> {
+    /// The seal for one of them.
+    pub(crate) fn seal_for(&mut self, root: DispatchId, parent: DispatchId) -> u64 {
+        self.body[..DispatchId::BYTES].copy_from_slice(&root.to_bytes());
+        self.body[DispatchId::BYTES..2 * DispatchId::BYTES].copy_from_slice(&parent.to_bytes());
+        seal_bytes(self.key, self.holder, &self.body)
     }
 }
 

@@ -248,6 +248,41 @@ proptest! {
     }
 
     #[test]
+    fn what_is_alike_is_packed_as_if_row_by_row(
+        alike in sent(),
+        payloads in prop_oneof![vec(payload(), 1..40), vec(vec(any::<u8>(), 16), 1..40)],
+        sequence in 1_u64..,
+    ) {
+        let rows: Vec<_> =
+            payloads.iter().map(|payload| Outgoing { payload, ..outgoing(&alike) }).collect();
+        let at_once = envelope::write_alike(
+            InstanceId(7),
+            sequence,
+            &outgoing(&alike),
+            payloads.iter().map(|payload| &payload[..]),
+        );
+        prop_assert_eq!(at_once, envelope::write(InstanceId(7), sequence, "", &rows));
+    }
+
+    #[test]
+    fn what_is_alike_is_sealed_as_if_one_by_one(
+        id in any_id(),
+        above in prop_oneof![Just(Vec::new()), Just(samples::lineage_bytes())],
+        rows in 1_usize..40,
+        deadline in any::<u64>(),
+    ) {
+        let child = |nth: usize| {
+            let id = DispatchId { slot: id.slot + nth as u16, ..id };
+            inbox::child_lineage(&above, id, "score", "scoring_engine", Timestamp(deadline), true)
+        };
+        let one_by_one: Vec<u64> =
+            (0..rows).map(|nth| child(nth).seal(&samples::key(), "scoring_engine")).collect();
+        let at_once =
+            inbox::child_seals(&child(0), rows, above.is_empty(), &samples::key(), "scoring_engine");
+        prop_assert_eq!(at_once, one_by_one);
+    }
+
+    #[test]
     fn any_dispatches_are_read_back_from_lane_and_inbox(
         dispatches in vec(sent(), 1..40),
         instance in any::<u64>(),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::{Agent, beats};
+use crate::batch::{Answers, Batch};
 use crate::context::Context;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, Failure};
@@ -68,7 +69,7 @@ impl AgentBuilder {
         F: Fn(Context, In) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Out, Failure>> + Send + 'static,
     {
-        self.offer(name, handler::typed(handler))
+        self.offer(name, handler::typed(handler).into())
     }
 
     /// Offers a capability whose payloads are not JSON, or are not to be read: see [`Context::payload`].
@@ -77,10 +78,20 @@ impl AgentBuilder {
         F: Fn(Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, Failure>> + Send + 'static,
     {
-        self.offer(name, handler::raw(handler))
+        self.offer(name, handler::raw(handler).into())
     }
 
-    fn offer(mut self, name: &str, handler: handler::Handler) -> Self {
+    /// Offers a capability for bulk: the handler is given many dispatches at once, such as came together and as there are slots
+    /// for. See [`Batch`]; when it fails, so has each of them.
+    pub fn capability_batch<F, Fut>(self, name: &str, handler: F) -> Self
+    where
+        F: Fn(Batch) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Answers, Failure>> + Send + 'static,
+    {
+        self.offer(name, handler::many(handler).into())
+    }
+
+    fn offer(mut self, name: &str, handler: handler::Entry) -> Self {
         if self.handlers.capabilities.insert(name.to_owned(), handler).is_some() {
             self.note("capabilities", format!("`{name}` is offered twice"), "offer each capability once");
         } else {
@@ -96,7 +107,7 @@ impl AgentBuilder {
         F: Fn(Context, In) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        self.want(topic, handler::typed(handler))
+        self.want(topic, handler::typed(handler).into())
     }
 
     /// Wants the events of a topic as they come: see [`Context::payload`].
@@ -109,10 +120,23 @@ impl AgentBuilder {
             let running = handler(context);
             async move { running.await.map(|()| Response::empty()) }
         });
-        self.want(topic, handler)
+        self.want(topic, handler.into())
     }
 
-    fn want(mut self, topic: &str, handler: handler::Handler) -> Self {
+    /// Wants the events of a topic for bulk: many at once, as with [`AgentBuilder::capability_batch`].
+    pub fn on_topic_batch<F, Fut>(self, topic: &str, handler: F) -> Self
+    where
+        F: Fn(Batch) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let handler = handler::many(move |batch| {
+            let running = handler(batch);
+            async move { running.await.map(|()| Answers::empty()) }
+        });
+        self.want(topic, handler.into())
+    }
+
+    fn want(mut self, topic: &str, handler: handler::Entry) -> Self {
         if self.handlers.topics.insert(topic.to_owned(), handler).is_some() {
             self.note("topics", format!("`{topic}` is wanted twice"), "register one handler for each topic");
         } else {

@@ -23,10 +23,11 @@ const REPORT_ROWS_MAX: usize = 4_096;
 /// Subjects remembered while idle.
 const LANES_IDLE_MAX: usize = 4_096;
 
-/// One dispatch that has ended here.
+/// Consecutive dispatches that have ended here alike.
 #[derive(Debug)]
 pub(crate) struct Done {
-    pub(crate) id: DispatchId,
+    pub(crate) first: DispatchId,
+    pub(crate) count: u16,
     pub(crate) lane: Priority,
     pub(crate) source: Arc<AgentId>,
     pub(crate) outcome: Outcome,
@@ -45,8 +46,8 @@ pub(crate) struct Done {
 impl Done {
     fn completion(&self) -> Completion<'_> {
         Completion {
-            first: self.id,
-            count: 1,
+            first: self.first,
+            count: self.count,
             outcome: self.outcome,
             reason: self.reason,
             ran_us: self.ran_us,
@@ -121,7 +122,7 @@ impl Completer {
 }
 
 impl Core {
-    /// Reports a dispatch that has ended, and settles it in its message once that is confirmed.
+    /// Reports dispatches that have ended, and settles them in their message once that is confirmed.
     pub(crate) fn complete(self: &Arc<Self>, done: Done) {
         let lane = self.completer.lane(&self.name, &done);
         let mut queue = lane.lock();
@@ -147,7 +148,7 @@ async fn drive(core: Arc<Core>, lane: Arc<Lane>) {
             backoff.wait().await;
         }
         for done in batch {
-            done.held.settle(&core, 1).await;
+            done.held.settle(&core, done.count.into()).await;
             drop(done.alone);
         }
     }
@@ -159,7 +160,7 @@ fn rows(batch: &[Done]) -> Vec<Completion<'_>> {
     for done in batch {
         let next = done.completion();
         match rows.last_mut() {
-            Some(last) if continues(last, &next) => last.count += 1,
+            Some(last) if continues(last, &next) => last.count += next.count,
             Some(_) | None => rows.push(next),
         }
     }
@@ -168,7 +169,8 @@ fn rows(batch: &[Done]) -> Vec<Completion<'_>> {
 
 fn continues(last: &Completion<'_>, next: &Completion<'_>) -> bool {
     let follows = DispatchId { slot: 0, ..last.first } == DispatchId { slot: 0, ..next.first }
-        && last.first.slot.checked_add(last.count) == Some(next.first.slot);
+        && last.first.slot.checked_add(last.count) == Some(next.first.slot)
+        && last.count.checked_add(next.count).is_some();
     // Failed events are told apart by their acknowledgement, and latencies are exact.
     follows
         && next.inbox_ack.is_empty()
@@ -200,6 +202,7 @@ mod tests {
     fn consecutive_slots_that_ended_alike_continue_a_row() {
         let first = Completion { count: 3, ..completion(0, b"") };
         assert!(continues(&first, &completion(3, b"")));
+        assert!(continues(&first, &Completion { count: 9, ..completion(3, b"") }), "a batch goes on");
         assert!(!continues(&first, &completion(4, b"")), "a slot is missing");
         assert!(!continues(&first, &completion(3, b"other")));
         assert!(!continues(&first, &Completion { ran_us: 9, ..completion(3, b"") }));

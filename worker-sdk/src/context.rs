@@ -107,11 +107,7 @@ impl Context {
     /// # Errors
     /// When it is not JSON of this type; returned from a handler as it is, it tells the caller so.
     pub fn payload_json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        let bytes = if self.0.row.payload.is_empty() { b"null" } else { &self.0.row.payload[..] };
-        serde_json::from_slice(bytes).map_err(|e| {
-            Failure::new(format!("the payload is not what {} takes: {e}", self.callee()))
-                .with_code("bad_payload")
-        })
+        read_json(&self.0.row.payload, self.callee())
     }
 
     fn callee(&self) -> &str {
@@ -205,4 +201,12 @@ impl Context {
         let Link::Mesh(core) = &self.0.link else { return Bytes::new() };
         self.parcel(|parcel, row| parcel.child_lineage(row, core.name.as_str()).into()).unwrap_or_default()
     }
+}
+
+/// A payload as JSON; an empty one is `null`.
+pub(crate) fn read_json<T: DeserializeOwned>(payload: &[u8], callee: &str) -> Result<T, Failure> {
+    let bytes = if payload.is_empty() { b"null" } else { payload };
+    serde_json::from_slice(bytes).map_err(|e| {
+        Failure::new(format!("the payload is not what {callee} takes: {e}")).with_code("bad_payload")
+    })
 }

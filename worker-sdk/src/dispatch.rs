@@ -1,5 +1,6 @@
 //! Dispatches: building, sending, awaiting. Owns what callers write; the lanes they go into are in `outbox`.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::context::Context;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
-use crate::outbox::{Accept, Head, Item, Tally};
+use crate::outbox::{self, Accept, HANDED_OVER_MAX, Head, Item, Tally};
 use crate::reply::{Accepted, AcceptedMany, Reply};
 use crate::run::Run;
 use crate::testing::Script;
@@ -258,16 +259,28 @@ impl Dispatch {
     ) -> Result<AcceptedMany, Error> {
         let ready = self.ready_any()?;
         let (head, tally) = (Arc::new(ready.head), Arc::new(Tally::default()));
-        for payload in payloads {
-            check_payload(&payload)?;
+        let mut payloads = payloads.into_iter().peekable();
+        while payloads.peek().is_some() {
+            // Handed over by the thousand: nothing in the outbox is done for each.
+            let (mut chunk, mut room) = (VecDeque::new(), 0);
+            while room < HANDED_OVER_MAX
+                && let Some(payload) = payloads.next()
+            {
+                check_payload(&payload)?;
+                room += outbox::weight(payload.len() + head.lineage.len());
+                chunk.push_back(payload);
+            }
             match &ready.link {
                 Link::Mesh(core) => {
-                    let item = Item::new(Arc::clone(&head), payload, Accept::Many(tally.one_more()), None);
+                    let share = tally.more(chunk.len());
+                    let item = Item::many(Arc::clone(&head), chunk, share);
                     core.enqueue(ready.priority, ready.target.as_ref(), item).await?;
                 }
                 Link::Scripted(script) => {
-                    script.record(ready.target.as_ref(), &head, &payload);
-                    tally.one_more().settle(Ok(script.last_id()));
+                    for payload in chunk {
+                        script.record(ready.target.as_ref(), &head, &payload);
+                        tally.more(1).settle(Ok(script.last_id()));
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::batch::{Answers, Batch};
 use crate::context::Context;
 use crate::error::Failure;
 
@@ -76,11 +77,51 @@ where
     Arc::new(move |context| Box::pin(handler(context)))
 }
 
+pub(crate) type RunningMany = Pin<Box<dyn Future<Output = Result<Answers, Failure>> + Send>>;
+pub(crate) type ManyHandler = Arc<dyn Fn(Batch) -> RunningMany + Send + Sync>;
+
+/// A handler of batches in the common shape.
+pub(crate) fn many<F, Fut>(handler: F) -> ManyHandler
+where
+    F: Fn(Batch) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Answers, Failure>> + Send + 'static,
+{
+    Arc::new(move |batch| Box::pin(handler(batch)))
+}
+
+/// A handler of batches, for a dispatch that runs by itself: a batch of one.
+fn one_of(many: &ManyHandler) -> Handler {
+    let many = Arc::clone(many);
+    Arc::new(move |context| {
+        let running = many(Batch::of(vec![context]));
+        Box::pin(async move { running.await?.only() })
+    })
+}
+
+/// What is called for a capability or a topic.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    one: Handler,
+    many: Option<ManyHandler>,
+}
+
+impl From<Handler> for Entry {
+    fn from(one: Handler) -> Self {
+        Self { one, many: None }
+    }
+}
+
+impl From<ManyHandler> for Entry {
+    fn from(many: ManyHandler) -> Self {
+        Self { one: one_of(&many), many: Some(many) }
+    }
+}
+
 /// The handlers of one agent.
 #[derive(Default, Clone)]
 pub(crate) struct Handlers {
-    pub(crate) capabilities: HashMap<String, Handler>,
-    pub(crate) topics: HashMap<String, Handler>,
+    pub(crate) capabilities: HashMap<String, Entry>,
+    pub(crate) topics: HashMap<String, Entry>,
 }
 
 impl Handlers {
@@ -88,9 +129,18 @@ impl Handlers {
         self.capabilities.is_empty() && self.topics.is_empty()
     }
 
+    fn entry(&self, capability: &str, topic: &str) -> Option<&Entry> {
+        if topic.is_empty() { self.capabilities.get(capability) } else { self.topics.get(topic) }
+    }
+
     /// The handler for a dispatch: by its topic where it has one, otherwise by its capability.
     pub(crate) fn find(&self, capability: &str, topic: &str) -> Option<&Handler> {
-        if topic.is_empty() { self.capabilities.get(capability) } else { self.topics.get(topic) }
+        self.entry(capability, topic).map(|entry| &entry.one)
+    }
+
+    /// The handler for many at once, where there is one.
+    pub(crate) fn find_many(&self, capability: &str, topic: &str) -> Option<&ManyHandler> {
+        self.entry(capability, topic)?.many.as_ref()
     }
 }
 

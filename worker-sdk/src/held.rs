@@ -172,7 +172,7 @@ fn report_failed(core: &Arc<Core>, mut state: MutexGuard<'_, State>) {
     let (failed, ack) = (std::mem::take(&mut state.failed_events), state.ack.to_string());
     drop(state);
     for mut done in failed {
-        core.ledger.forget(done.id);
+        core.ledger.forget(done.first, done.count);
         done.inbox_ack.clone_from(&ack);
         core.complete(done);
     }

@@ -20,8 +20,8 @@ use crate::clock;
 use crate::completer::Alone;
 use crate::core::Core;
 use crate::held::Held;
-use crate::row::{self, Row};
-use crate::runner;
+use crate::row::{self, Part, Row};
+use crate::runner::{self, Turn};
 use crate::slots::ALIVE_PER_SLOT;
 
 /// How long a pull stays open when nothing comes.
@@ -47,14 +47,14 @@ const UNREADABLE_MAX: u64 = 5;
 /// The pause before a message that could not be read is offered again: another instance may be newer.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 
-/// A row that waits for a slot.
+/// A dispatch that waits for a slot, or a piece of many.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) held: Arc<Held>,
-    pub(crate) row: Row,
-    pub(crate) attempt: u8,
+struct Waiting {
+    held: Arc<Held>,
+    part: Part,
+    attempt: u8,
     /// Its turn, where it is to be run with no other of its kind beside it.
-    pub(crate) alone: Option<Alone>,
+    alone: Option<Alone>,
 }
 
 /// What is known of the inbox of one priority.
@@ -62,7 +62,7 @@ pub(crate) struct Waiting {
 struct Inbox {
     waiting: VecDeque<Waiting>,
     /// Rows that their homes are asked about: they will wait as well.
-    asked_about: usize,
+    asked_about: u32,
     /// Messages asked for.
     asked: u32,
     /// Messages that the broker said it has beyond those.
@@ -71,6 +71,13 @@ struct Inbox {
     rows_x16: u32,
     refused: u32,
     paused_until: Option<Instant>,
+}
+
+impl Inbox {
+    /// Dispatches that wait for slots.
+    fn waiting(&self) -> u32 {
+        self.waiting.iter().map(|waiting| u32::from(waiting.part.count())).sum()
+    }
 }
 
 /// A message that may have been run, of which its home has said what is open.
@@ -83,7 +90,7 @@ struct Judged {
     ack: Subject,
     alone: Option<Alone>,
     /// Of how many rows this is the answer.
-    asked_about: usize,
+    asked_about: u32,
 }
 
 /// The task that takes work in.
@@ -176,11 +183,23 @@ impl Intake {
 
     fn start_waiting(&mut self) {
         for class in Priority::ALL.iter().copied() {
-            let inbox = &mut self.inboxes[usize::from(class.code())];
-            while !inbox.waiting.is_empty() && self.core.slots.try_take(class) {
-                let Some(waiting) = inbox.waiting.pop_front() else { break };
-                waiting.held.begin();
-                self.core.supervisor.spawn(runner::run(Arc::clone(&self.core), class, waiting));
+            let waiting = &mut self.inboxes[usize::from(class.code())].waiting;
+            while let Some(first) = waiting.front_mut() {
+                let count = self.core.slots.take(class, first.part.count().into());
+                if count == 0 {
+                    break;
+                }
+                first.held.begin();
+                // What of a piece has no slot waits on.
+                if let Part::Many(piece) = &mut first.part
+                    && count < u32::from(piece.count)
+                {
+                    let (front, held) = (piece.split_front(count as u16), Arc::clone(&first.held));
+                    self.core.supervisor.spawn(runner::run_many(Arc::clone(&self.core), class, front, held));
+                    break;
+                }
+                let Some(first) = waiting.pop_front() else { break };
+                start(&self.core, class, first);
             }
         }
     }
@@ -213,8 +232,8 @@ impl Intake {
     fn wish(&self, class: Priority) -> u32 {
         let slots = &self.core.slots;
         let above = &self.inboxes[..=usize::from(class.code())];
-        let waiting: usize = above.iter().map(|i| i.waiting.len() + i.asked_about).sum();
-        let room = slots.room(class).saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+        let waiting: u32 = above.iter().map(|i| i.waiting() + i.asked_about).sum();
+        let room = slots.room(class).saturating_sub(waiting);
         if room == 0 {
             return 0;
         }
@@ -275,28 +294,33 @@ impl Intake {
             tracing::debug!(agent = %self.core.name, "left to come again: it may have waited here unread");
             return;
         }
-        let rows = match row::read(&message.payload) {
-            Ok(rows) => rows,
+        let handlers = &self.core.handlers;
+        let takes_many = |capability: &str, topic: &str| handlers.find_many(capability, topic).is_some();
+        let parts = match row::read(&message.payload, takes_many) {
+            Ok(parts) => parts,
             Err(error) => return self.on_unreadable(&message, &error).await,
         };
-        let share = u32::try_from(rows.len() * 16).unwrap_or(u32::MAX);
+        let rows: usize = parts.iter().map(|part| usize::from(part.count())).sum();
+        let share = u32::try_from(rows * 16).unwrap_or(u32::MAX);
         inbox.rows_x16 = (inbox.rows_x16 * 7 + share) / 8;
-        let held = Arc::new(Held::new(message.ack.clone(), rows.len(), Arc::clone(&self.core.held)));
+        let held = Arc::new(Held::new(message.ack.clone(), rows, Arc::clone(&self.core.held)));
         self.core.holding.insert(key, Arc::clone(&held));
-        let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
-        let (delivered, ack) = (message.delivered, message.ack);
-        let mut judged = Judged { class, held, rows, attempt, delivered, ack, alone: None, asked_about: 0 };
         let now = clock::now();
-        let is_old = |row: &Row| now.since(row.admitted) > DUPLICATE_ASSUMED;
+        let is_old = |part: &Part| now.since(part.admitted()) > DUPLICATE_ASSUMED;
         self.notice_connection();
         let was_there = message.published < self.connected.after(CLOCKS_APART);
-        if delivered > 1 || was_there || judged.rows.iter().any(is_old) {
-            // It may have been run elsewhere, or have ended meanwhile: its home knows.
-            judged.asked_about = judged.rows.len();
-            self.inboxes[usize::from(class.code())].asked_about += judged.asked_about;
+        if message.delivered > 1 || was_there || parts.iter().any(is_old) {
+            // It may have been run elsewhere, or have ended meanwhile: its home knows. It runs one by one, so that what fails
+            // or kills its instance does so alone.
+            let attempt = u8::try_from(message.delivered).unwrap_or(u8::MAX);
+            let rows: Vec<Row> = parts.into_iter().flat_map(Part::rows).collect();
+            let asked_about = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+            self.inboxes[usize::from(class.code())].asked_about += asked_about;
+            let (delivered, ack) = (message.delivered, message.ack);
+            let judged = Judged { class, held, rows, attempt, delivered, ack, alone: None, asked_about };
             self.core.supervisor.spawn(question(Arc::clone(&self.core), judged, self.judge.clone()));
         } else {
-            self.admit(judged).await;
+            self.admit_new(class, &held, parts).await;
         }
     }
 
@@ -309,22 +333,49 @@ impl Intake {
         }
     }
 
-    /// Lets the rows of a message wait for slots, but for those that this instance has taken before.
+    /// Lets what is open of a redelivered message wait for slots.
     async fn admit(&mut self, judged: Judged) {
         let Judged { class, held, rows, attempt, mut alone, asked_about, .. } = judged;
         self.inboxes[usize::from(class.code())].asked_about -= asked_about;
         let mut known = 0;
         for row in rows {
-            if self.core.ledger.take(row.id) {
-                let waiting = Waiting { held: Arc::clone(&held), row, attempt, alone: alone.take() };
-                self.inboxes[usize::from(class.code())].waiting.push_back(waiting);
-            } else {
-                known += 1;
-            }
+            known += self.enqueue(class, &held, Part::One(row), attempt, &mut alone);
         }
         if known > 0 {
             held.settle(&self.core, known).await;
         }
+    }
+
+    /// Lets the dispatches of a new message wait for slots.
+    async fn admit_new(&mut self, class: Priority, held: &Arc<Held>, parts: Vec<Part>) {
+        let mut known = 0;
+        for part in parts {
+            known += self.enqueue(class, held, part, 1, &mut None);
+        }
+        if known > 0 {
+            held.settle(&self.core, known).await;
+        }
+    }
+
+    /// Lets dispatches wait for slots, but for those that this instance has taken before; how many these are.
+    fn enqueue(
+        &mut self,
+        class: Priority,
+        held: &Arc<Held>,
+        part: Part,
+        attempt: u8,
+        alone: &mut Option<Alone>,
+    ) -> usize {
+        if self.core.ledger.take(part.first(), part.count()) {
+            let waiting = Waiting { held: Arc::clone(held), part, attempt, alone: alone.take() };
+            self.inboxes[usize::from(class.code())].waiting.push_back(waiting);
+            return 0;
+        }
+        if part.count() == 1 {
+            return 1;
+        }
+        // Some of a piece were taken before: which, shows one by one.
+        part.rows().into_iter().map(|row| self.enqueue(class, held, Part::One(row), attempt, alone)).sum()
     }
 
     /// Gives back messages of which nothing has begun: other instances shall have them. The others are finished here, as
@@ -334,13 +385,25 @@ impl Intake {
             let (begun, fresh): (Vec<_>, Vec<_>) =
                 inbox.waiting.drain(..).partition(|waiting| waiting.held.has_begun());
             inbox.waiting = begun.into();
-            for Waiting { held, row, .. } in fresh {
-                self.core.ledger.forget(row.id);
+            for Waiting { held, part, .. } in fresh {
+                self.core.ledger.forget(part.first(), part.count());
                 if let Some(ack) = held.give_back() {
                     give_back(&self.core, &ack, Duration::ZERO).await;
                 }
             }
         }
+    }
+}
+
+/// Starts what has its slots.
+fn start(core: &Arc<Core>, class: Priority, waiting: Waiting) {
+    let Waiting { held, part, attempt, alone } = waiting;
+    let own = Arc::clone(core);
+    match part {
+        Part::One(row) => {
+            core.supervisor.spawn(runner::run(own, class, row, Turn { held, attempt, alone }));
+        }
+        Part::Many(piece) => core.supervisor.spawn(runner::run_many(own, class, piece, held)),
     }
 }
 

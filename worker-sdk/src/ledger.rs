@@ -4,6 +4,7 @@
 //! which its home sends again under the same id. One entry stands for an envelope, not for a dispatch.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,11 @@ impl Slots {
         fresh
     }
 
+    /// Inserts consecutive slots; how many of them were not there.
+    fn insert_all(&mut self, slots: RangeInclusive<u16>) -> u32 {
+        slots.map(|slot| u32::from(self.insert(slot))).sum()
+    }
+
     fn remove(&mut self, slot: u16) {
         if let Some(word) = self.0.get_mut(usize::from(slot / 64)) {
             *word &= !(1 << (slot % 64));
@@ -57,7 +63,18 @@ impl Slots {
 struct Entry {
     taken: Slots,
     revoked: Slots,
+    /// By the first slot.
     running: Vec<(u16, Arc<Run>)>,
+}
+
+/// The slots of consecutive dispatches; there is at least one.
+const fn slots(first: DispatchId, count: u16) -> RangeInclusive<u16> {
+    first.slot..=first.slot.saturating_add(count.saturating_sub(1))
+}
+
+/// What two stretches share.
+fn overlap(a: &RangeInclusive<u16>, b: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+    *a.start().max(b.start())..=*a.end().min(b.end())
 }
 
 #[derive(Debug, Default)]
@@ -91,12 +108,16 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a dispatch; false where it was taken before.
-    pub(crate) fn take(&self, id: DispatchId) -> bool {
+    /// Takes consecutive dispatches; false, and none is taken, where one of them was taken before.
+    pub(crate) fn take(&self, first: DispatchId, count: u16) -> bool {
         let mut state = self.lock();
-        let key = Key::of(id);
+        let key = Key::of(first);
         let known = state.entries.len();
-        let fresh = state.entries.entry(key).or_default().taken.insert(id.slot);
+        let taken = &mut state.entries.entry(key).or_default().taken;
+        let fresh = !slots(first, count).any(|slot| taken.contains(slot));
+        if fresh {
+            taken.insert_all(slots(first, count));
+        }
         if state.entries.len() > known {
             state.order.push_back(key);
             state.trim();
@@ -104,25 +125,32 @@ impl Ledger {
         fresh
     }
 
-    /// Lets it be taken again.
-    pub(crate) fn forget(&self, id: DispatchId) {
-        if let Some(entry) = self.lock().entries.get_mut(&Key::of(id)) {
-            entry.taken.remove(id.slot);
+    /// Lets them be taken again.
+    pub(crate) fn forget(&self, first: DispatchId, count: u16) {
+        if let Some(entry) = self.lock().entries.get_mut(&Key::of(first)) {
+            slots(first, count).for_each(|slot| entry.taken.remove(slot));
         }
     }
 
-    /// A dispatch that was taken runs now; false where it was revoked before.
-    pub(crate) fn start(&self, id: DispatchId, run: &Arc<Run>) -> bool {
+    /// Whether any of consecutive dispatches was revoked.
+    pub(crate) fn is_revoked(&self, first: DispatchId, count: u16) -> bool {
+        let state = self.lock();
+        let entry = state.entries.get(&Key::of(first));
+        entry.is_some_and(|entry| slots(first, count).any(|slot| entry.revoked.contains(slot)))
+    }
+
+    /// Consecutive dispatches that were taken run now, together; false where one of them was revoked before.
+    pub(crate) fn start(&self, first: DispatchId, run: &Arc<Run>) -> bool {
         let mut state = self.lock();
-        let Some(entry) = state.entries.get_mut(&Key::of(id)) else { return true };
-        let wanted = !entry.revoked.contains(id.slot);
+        let Some(entry) = state.entries.get_mut(&Key::of(first)) else { return true };
+        let wanted = !slots(first, run.count() as u16).any(|slot| entry.revoked.contains(slot));
         if wanted {
-            entry.running.push((id.slot, Arc::clone(run)));
+            entry.running.push((first.slot, Arc::clone(run)));
         }
         wanted
     }
 
-    /// Its handler has ended.
+    /// The handler of what began with this dispatch has ended.
     pub(crate) fn end(&self, id: DispatchId) {
         if let Some(entry) = self.lock().entries.get_mut(&Key::of(id))
             && let Some(at) = entry.running.iter().position(|(slot, _)| *slot == id.slot)
@@ -135,19 +163,22 @@ impl Ledger {
     pub(crate) fn revoke(&self, first: DispatchId, count: u16) {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(&Key::of(first)) else { return };
-        let slots = first.slot..=first.slot.saturating_add(count.saturating_sub(1));
-        for slot in slots.clone() {
-            entry.revoked.insert(slot);
+        let ended = slots(first, count);
+        for (slot, run) in &entry.running {
+            let own = slots(DispatchId { slot: *slot, ..first }, run.count() as u16);
+            let fresh = overlap(&own, &ended).filter(|slot| !entry.revoked.contains(*slot)).count();
+            if fresh > 0 {
+                run.revoke(fresh as u32);
+            }
         }
-        entry.running.iter().filter(|(slot, _)| slots.contains(slot)).for_each(|(_, run)| run.revoke());
+        entry.revoked.insert_all(ended);
     }
 
     /// How many have been running for longer than `limit`.
     pub(crate) fn running_over(&self, limit: Duration) -> u32 {
         let state = self.lock();
-        let over =
-            state.entries.values().flat_map(|e| &e.running).filter(|(_, r)| r.started.elapsed() > limit);
-        u32::try_from(over.count()).unwrap_or(u32::MAX)
+        let running = state.entries.values().flat_map(|e| &e.running);
+        running.filter(|(_, r)| r.started.elapsed() > limit).map(|(_, r)| r.count()).sum()
     }
 }
 
@@ -164,33 +195,36 @@ mod tests {
 
     fn run() -> Arc<Run> {
         let slots = Arc::new(RunSlots::new(1));
-        assert!(slots.try_take(Priority::P2));
-        Arc::new(Run::new(Priority::P2, Timestamp::MAX, slots))
+        assert_eq!(slots.take(Priority::P2, 1), 1);
+        Arc::new(Run::new(Priority::P2, Timestamp::MAX, slots, 1))
     }
 
     #[test]
     fn a_dispatch_is_taken_once() {
         let ledger = Ledger::default();
-        assert!(ledger.take(id(1, 0)));
-        assert!(ledger.take(id(1, 200)));
-        assert!(ledger.take(DispatchId { copy: 1, ..id(1, 0) }), "the copy of a topic is another dispatch");
-        assert!(!ledger.take(id(1, 0)));
-        assert!(!ledger.take(id(1, 200)));
+        assert!(ledger.take(id(1, 0), 1));
+        assert!(ledger.take(id(1, 200), 1));
+        assert!(
+            ledger.take(DispatchId { copy: 1, ..id(1, 0) }, 1),
+            "the copy of a topic is another dispatch"
+        );
+        assert!(!ledger.take(id(1, 0), 1));
+        assert!(!ledger.take(id(1, 200), 1));
     }
 
     #[test]
     fn a_failed_event_can_be_taken_again() {
         let ledger = Ledger::default();
-        assert!(ledger.take(id(1, 3)));
-        ledger.forget(id(1, 3));
-        assert!(ledger.take(id(1, 3)));
+        assert!(ledger.take(id(1, 3), 1));
+        ledger.forget(id(1, 3), 1);
+        assert!(ledger.take(id(1, 3), 1));
     }
 
     #[test]
     fn revoking_cancels_what_runs_and_keeps_the_rest_from_beginning() {
         let ledger = Ledger::default();
         let (first, second) = (run(), run());
-        assert!(ledger.take(id(1, 0)) && ledger.take(id(1, 1)) && ledger.take(id(1, 2)));
+        assert!(ledger.take(id(1, 0), 1) && ledger.take(id(1, 1), 1) && ledger.take(id(1, 2), 1));
         assert!(ledger.start(id(1, 0), &first));
         ledger.revoke(id(1, 0), 2);
         assert!(first.is_cancelled());
@@ -201,13 +235,41 @@ mod tests {
     #[test]
     fn the_window_is_bounded_and_keeps_what_runs() {
         let ledger = Ledger::default();
-        assert!(ledger.take(id(0, 0)));
+        assert!(ledger.take(id(0, 0), 1));
         assert!(ledger.start(id(0, 0), &run()));
         for sequence in 1..=(ENVELOPES_MAX as u64 + 10) {
-            assert!(ledger.take(id(sequence, 0)));
+            assert!(ledger.take(id(sequence, 0), 1));
         }
         assert!(ledger.lock().entries.len() <= ENVELOPES_MAX);
-        assert!(!ledger.take(id(0, 0)), "it runs");
-        assert!(ledger.take(id(1, 0)), "it was forgotten");
+        assert!(!ledger.take(id(0, 0), 1), "it runs");
+        assert!(ledger.take(id(1, 0), 1), "it was forgotten");
+    }
+
+    #[test]
+    fn a_batch_is_taken_as_a_whole_or_not_at_all() {
+        let ledger = Ledger::default();
+        assert!(ledger.take(id(1, 70), 1));
+        assert!(!ledger.take(id(1, 60), 20));
+        assert!(ledger.take(id(1, 60), 10));
+        ledger.forget(id(1, 60), 11);
+        assert!(ledger.take(id(1, 60), 20));
+    }
+
+    #[test]
+    fn a_batch_runs_until_all_of_it_is_revoked_and_begins_only_whole() {
+        let ledger = Ledger::default();
+        let slots = Arc::new(RunSlots::new(8));
+        assert_eq!(slots.take(Priority::P2, 4), 4);
+        let batch = Arc::new(Run::new(Priority::P2, Timestamp::MAX, slots, 4));
+        assert!(ledger.take(id(1, 4), 4));
+        assert!(ledger.start(id(1, 4), &batch));
+        for (first, count) in [(0, 6), (5, 2), (4, 1)] {
+            ledger.revoke(id(1, first), count);
+            assert!(!batch.is_cancelled(), "slot 7 is left");
+        }
+        assert!(ledger.is_revoked(id(1, 4), 4) && !ledger.is_revoked(id(1, 7), 1));
+        assert!(!ledger.start(id(1, 4), &batch), "what ended does not begin");
+        ledger.revoke(id(1, 7), 1);
+        assert!(batch.is_cancelled());
     }
 }

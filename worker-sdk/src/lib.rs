@@ -45,12 +45,14 @@
 //! | [`AgentBuilder`] | what an agent offers and needs, up to its registration |
 //! | [`Agent`] | a registered instance: sends, and runs until it is stopped |
 //! | [`Dispatch`] | one dispatch, or many alike, on the way out |
+//! | [`Batch`] | many dispatches that a handler takes together |
 //! | [`Context`] | the dispatch that a handler runs; what it sends belongs to the same tree |
 //! | [`Error`], [`Failure`] | what callers get; what handlers report |
 //! | [`testing`] | handlers without servers |
 #![warn(missing_docs)]
 
 mod agent;
+mod batch;
 mod builder;
 mod clock;
 mod completer;
@@ -80,6 +82,7 @@ pub mod testing;
 mod waiters;
 
 pub use agent::Agent;
+pub use batch::{Answers, Batch};
 pub use builder::AgentBuilder;
 pub use context::Context;
 pub use dispatch::{Dispatch, Pending};

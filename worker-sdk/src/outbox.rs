@@ -5,6 +5,9 @@
 //! subject one envelope is on its way at a time, and what arrives meanwhile is packed into the next: one dispatch goes at
 //! once, many go together, in their order.
 
+mod item;
+mod tally;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,131 +15,50 @@ use std::time::Duration;
 
 use broker::PublishError;
 use bytes::Bytes;
-use governance::{AgentId, DispatchId, Kind, Priority};
-use protocol::envelope::{self, Outgoing};
-use protocol::subjects;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use governance::{AgentId, DispatchId, Priority};
+use protocol::{envelope, subjects};
+use tokio::sync::{Notify, Semaphore};
 
+pub(crate) use self::item::{Accept, Head, Item, weight};
+pub(crate) use self::tally::{Share, Tally};
+
+use self::item::Load;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
 use crate::retry::Backoff;
-use crate::waiters::{self, Waiter};
+use crate::waiters;
 
 /// An envelope is closed at this size: bigger ones gain little on the broker and cost latency.
 const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
-/// Dispatches of one envelope.
-const ENVELOPE_DISPATCHES_MAX: usize = 512;
+/// Dispatches of one envelope: what a small one costs on its way is then the envelope's cost by the thousand.
+const ENVELOPE_DISPATCHES_MAX: usize = 4_096;
 /// An envelope holds no more than the quota gives in this time, so that it never waits long for itself.
 const ENVELOPE_QUOTA: Duration = Duration::from_millis(50);
-/// What may wait in the process for one lane subject, in units of [`ROOM_UNIT`] bytes or one dispatch: 8,192 small
+/// What may wait in the process for one lane subject, in units of [`ROOM_UNIT`] bytes or one dispatch: 16,384 small
 /// dispatches, or 32 MiB of large ones.
-const LANE_ROOM: usize = 8_192;
-const ROOM_UNIT: usize = 4 * 1024;
+const LANE_ROOM: usize = 16_384;
+pub(crate) const ROOM_UNIT: usize = 2 * 1024;
+/// What one caller hands over at once, in the same units: never so much that it waits for itself.
+pub(crate) const HANDED_OVER_MAX: u32 = 4_096;
 /// Lane subjects remembered while idle.
 const LANES_IDLE_MAX: usize = 4_096;
 /// How long the broker may leave a publish unconfirmed before its callers are told that nobody knows.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(60);
 
-/// What dispatches of one `send_many` have in common.
-#[derive(Debug)]
-pub(crate) struct Head {
-    pub(crate) kind: Kind,
-    pub(crate) capability: String,
-    pub(crate) topic: String,
-    pub(crate) budget: Duration,
-    pub(crate) lineage: Bytes,
-    pub(crate) conversation: String,
-    pub(crate) order_key: String,
-    pub(crate) idempotency_key: String,
-    pub(crate) trace: String,
-    pub(crate) content_type: String,
-    pub(crate) wait_for_room: bool,
+/// How many dispatches these are.
+fn count(batch: &[Item]) -> usize {
+    batch.iter().map(Item::count).sum()
 }
 
-impl Head {
-    pub(crate) const fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            capability: String::new(),
-            topic: String::new(),
-            budget: Duration::ZERO,
-            lineage: Bytes::new(),
-            conversation: String::new(),
-            order_key: String::new(),
-            idempotency_key: String::new(),
-            trace: String::new(),
-            content_type: String::new(),
-            wait_for_room: true,
+/// The bytes of an envelope. What was handed over together differs in its payloads alone, and nothing else is looked at for each.
+fn pack(core: &Core, sequence: u64, batch: &[Item]) -> Vec<u8> {
+    let rows = batch.iter().flat_map(|item| (0..item.count()).map(move |nth| item.outgoing(nth)));
+    match batch {
+        [item @ Item { load: Load::Many(payloads), .. }] => {
+            let payloads = payloads.iter().map(|payload| &payload[..]);
+            envelope::write_alike(core.instance, sequence, &item.outgoing(0), payloads)
         }
-    }
-}
-
-/// Who wants to know whether it was accepted.
-#[derive(Debug)]
-pub(crate) enum Accept {
-    /// Nobody: the reply tells all. A failure to send goes to the waiter.
-    Nobody,
-    /// One caller.
-    One(oneshot::Sender<Result<DispatchId, Error>>),
-    /// A caller of many.
-    Many(Share),
-}
-
-/// One dispatch in the outbox.
-#[derive(Debug)]
-pub(crate) struct Item {
-    head: Arc<Head>,
-    payload: Bytes,
-    accept: Accept,
-    waiter: Option<Waiter>,
-}
-
-impl Item {
-    pub(crate) const fn new(head: Arc<Head>, payload: Bytes, accept: Accept, waiter: Option<Waiter>) -> Self {
-        Self { head, payload, accept, waiter }
-    }
-
-    fn bytes(&self) -> usize {
-        self.payload.len() + self.head.lineage.len()
-    }
-
-    fn weight(&self) -> u32 {
-        (1 + self.bytes() / ROOM_UNIT) as u32
-    }
-
-    /// Whether nobody is interested any more, so that it need not be sent.
-    fn is_abandoned(&self) -> bool {
-        match (&self.accept, &self.waiter) {
-            (Accept::One(accept), _) => accept.is_closed(),
-            (Accept::Nobody, Some(waiter)) => waiter.reply.is_closed(),
-            (Accept::Nobody, None) | (Accept::Many(_), _) => false,
-        }
-    }
-
-    fn fail(self, error: Error) {
-        // A caller may have gone meanwhile; then nobody is left to be told.
-        match (self.accept, self.waiter) {
-            (Accept::One(accept), _) => drop(accept.send(Err(error))),
-            (Accept::Many(share), _) => share.settle(Err(error)),
-            (Accept::Nobody, Some(waiter)) => drop(waiter.reply.send(Err(error))),
-            (Accept::Nobody, None) => {}
-        }
-    }
-
-    fn outgoing(&self) -> Outgoing<'_> {
-        Outgoing {
-            kind: self.head.kind,
-            capability: &self.head.capability,
-            topic: &self.head.topic,
-            budget: self.head.budget,
-            lineage: &self.head.lineage,
-            conversation: &self.head.conversation,
-            order_key: &self.head.order_key,
-            idempotency_key: &self.head.idempotency_key,
-            trace: &self.head.trace,
-            content_type: &self.head.content_type,
-            payload: &self.payload,
-        }
+        _ => envelope::write(core.instance, sequence, "", &rows.collect::<Vec<_>>()),
     }
 }
 
@@ -164,18 +86,26 @@ impl Lane {
     /// Takes what fits into one envelope; none, and the lane counts as not driven, where nothing waits.
     fn take(&self, dispatches_max: usize) -> Option<Vec<Item>> {
         let mut queue = self.lock();
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while let Some(item) = queue.items.pop_front() {
+        let (mut batch, mut dispatches, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(item) = queue.items.front_mut() {
             if item.is_abandoned() {
                 self.room.add_permits(item.weight() as usize);
+                queue.items.pop_front();
                 continue;
             }
-            bytes += item.bytes();
-            if !batch.is_empty() && (batch.len() >= dispatches_max || bytes > ENVELOPE_BYTES_MAX) {
-                queue.items.push_front(item);
+            let (fit, more) = item.fits(dispatches_max - dispatches, ENVELOPE_BYTES_MAX - bytes);
+            // One that is larger than an envelope goes alone.
+            let alone = fit == 0 && batch.is_empty();
+            let count = if alone { 1 } else { fit };
+            if count < item.count() {
+                batch.extend(if count > 0 { item.split_front(count) } else { None });
                 break;
             }
-            batch.push(item);
+            (dispatches, bytes) = (dispatches + count, bytes + more);
+            batch.extend(queue.items.pop_front());
+            if alone {
+                break;
+            }
         }
         queue.driven = !batch.is_empty();
         queue.driven.then_some(batch)
@@ -307,8 +237,8 @@ impl Core {
 async fn drive(core: Arc<Core>, lane: Arc<Lane>) {
     let mut backoff = Backoff::default();
     while let Some(batch) = lane.take(core.outbox.dispatches_max.load(Ordering::Relaxed)) {
-        core.signals.pace(lane.priority, batch.len()).await;
-        let count = batch.len();
+        let count = count(&batch);
+        core.signals.pace(lane.priority, count).await;
         let weight: usize = batch.iter().map(|i| i.weight() as usize).sum();
         let returned = send(&core, &lane, batch).await;
         if returned.is_empty() {
@@ -329,18 +259,21 @@ async fn drive(core: Arc<Core>, lane: Arc<Lane>) {
 /// Sends one envelope; gives back what is to be tried again because the lane is full.
 async fn send(core: &Arc<Core>, lane: &Lane, mut batch: Vec<Item>) -> Vec<Item> {
     let sequence = core.outbox.sequences().draw();
-    let rows: Vec<Outgoing<'_>> = batch.iter().map(Item::outgoing).collect();
-    let payload = Bytes::from(envelope::write(core.instance, sequence, "", &rows));
-    let budget = rows.iter().map(|r| waiters::budget(r.budget)).max().unwrap_or_default();
-    let slots = batch.iter_mut().map(|i| i.waiter.take()).collect();
-    core.waiters.enter(sequence, slots, budget);
+    let payload = Bytes::from(pack(core, sequence, &batch));
+    let budget = batch.iter().map(|item| waiters::budget(item.head.budget)).max().unwrap_or_default();
+    if batch.iter().any(|item| item.waiter.is_some()) {
+        let slots = batch.iter_mut().flat_map(|item| {
+            let others = item.count() - 1;
+            std::iter::once(item.waiter.take()).chain(std::iter::repeat_with(|| None).take(others))
+        });
+        core.waiters.enter(sequence, slots.collect(), budget);
+    }
 
     let mut batch = Some(batch);
     match publish(core, lane, sequence, payload, &mut batch).await {
         Ok(()) => {
             core.waiters.accepted(sequence, budget);
-            for (slot, item) in batch.into_iter().flatten().enumerate() {
-                let id = DispatchId { instance: core.instance, sequence, slot: slot as u16, copy: 0 };
+            for (id, item) in numbered(core, sequence, batch.unwrap_or_default()) {
                 match item.accept {
                     Accept::Nobody => {}
                     // A caller may have gone meanwhile; the dispatch goes on.
@@ -351,19 +284,36 @@ async fn send(core: &Arc<Core>, lane: &Lane, mut batch: Vec<Item>) -> Vec<Item> 
             Vec::new()
         }
         Err(refusal) => {
-            let waiters = core.waiters.withdraw(sequence);
+            let mut waiters = core.waiters.withdraw(sequence);
             core.outbox.sequences().unused.insert(sequence);
-            let mut batch = batch.unwrap_or_default();
-            for (item, waiter) in batch.iter_mut().zip(waiters) {
-                item.waiter = waiter;
-            }
             let is_full = refusal.kind() == ErrorKind::LaneFull;
-            let (again, failed): (Vec<_>, Vec<_>) =
-                batch.into_iter().partition(|item| is_full && item.head.wait_for_room);
-            failed.into_iter().for_each(|item| item.fail(refusal.clone()));
+            let mut again = Vec::new();
+            for (id, mut item) in numbered(core, sequence, batch.unwrap_or_default()) {
+                item.waiter = waiters.get_mut(usize::from(id.slot)).and_then(Option::take);
+                if is_full && item.head.wait_for_room {
+                    again.push(item);
+                } else {
+                    item.fail(refusal.clone());
+                }
+            }
             again
         }
     }
+}
+
+/// What is in an envelope, with the first id of each.
+fn numbered(
+    core: &Core,
+    sequence: u64,
+    batch: Vec<Item>,
+) -> impl Iterator<Item = (DispatchId, Item)> + use<> {
+    let instance = core.instance;
+    let mut slot = 0;
+    batch.into_iter().map(move |item| {
+        let id = DispatchId { instance, sequence, slot: slot as u16, copy: 0 };
+        slot += item.count();
+        (id, item)
+    })
 }
 
 /// Publishes an envelope until the broker has either stored or refused it. Callers who would wait too long for that are
@@ -417,88 +367,10 @@ async fn publish(
 }
 
 fn tell_unknown(core: &Core, sequence: u64, items: Vec<Item>) {
-    let mut waiters = core.waiters.withdraw(sequence).into_iter();
-    for (slot, mut item) in items.into_iter().enumerate() {
-        item.waiter = waiters.next().flatten();
-        let id = DispatchId { instance: core.instance, sequence, slot: slot as u16, copy: 0 };
+    let mut waiters = core.waiters.withdraw(sequence);
+    for (id, mut item) in numbered(core, sequence, items) {
+        item.waiter = waiters.get_mut(usize::from(id.slot)).and_then(Option::take);
         item.fail(Error::new(ErrorKind::Unknown, "the broker does not confirm the dispatch").with_id(id));
-    }
-}
-
-/// Counts the dispatches of one `send_many`.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    state: Mutex<TallyState>,
-    settled: Notify,
-}
-
-#[derive(Debug, Default)]
-struct TallyState {
-    open: usize,
-    runs: Vec<(DispatchId, u16)>,
-    error: Option<Error>,
-}
-
-/// The share of one dispatch in a tally; one that is dropped counts as not sent.
-#[derive(Debug)]
-pub(crate) struct Share(Option<Arc<Tally>>);
-
-impl Tally {
-    fn lock(&self) -> MutexGuard<'_, TallyState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn one_more(self: &Arc<Self>) -> Share {
-        self.lock().open += 1;
-        Share(Some(Arc::clone(self)))
-    }
-
-    fn settle(&self, result: Result<DispatchId, Error>) {
-        let mut state = self.lock();
-        state.open -= 1;
-        match (result, state.runs.last_mut()) {
-            (Ok(id), Some((first, count)))
-                if (id.instance, id.sequence) == (first.instance, first.sequence)
-                    && first.slot.checked_add(*count) == Some(id.slot) =>
-            {
-                *count += 1;
-            }
-            (Ok(id), _) => state.runs.push((id, 1)),
-            (Err(error), _) => drop(state.error.get_or_insert(error)),
-        }
-        if state.open == 0 {
-            self.settled.notify_one();
-        }
-    }
-
-    /// Waits until each has been accepted or was not.
-    pub(crate) async fn finish(&self) -> Result<crate::reply::AcceptedMany, Error> {
-        loop {
-            {
-                let mut state = self.lock();
-                if state.open == 0 {
-                    let runs = std::mem::take(&mut state.runs);
-                    return state.error.take().map_or(Ok(crate::reply::AcceptedMany { runs }), Err);
-                }
-            }
-            self.settled.notified().await;
-        }
-    }
-}
-
-impl Share {
-    pub(crate) fn settle(mut self, result: Result<DispatchId, Error>) {
-        if let Some(tally) = self.0.take() {
-            tally.settle(result);
-        }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        if let Some(tally) = self.0.take() {
-            tally.settle(Err(Error::closed()));
-        }
     }
 }
 

@@ -1,8 +1,8 @@
-//! A run: one dispatch in its handler. Owns its deadline, its cancellation and its slot.
+//! A run: one dispatch in its handler, or a batch of them. Owns its deadline, its cancellation and its slots.
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,38 +15,47 @@ use crate::slots::Slots;
 /// What a handler is given to end by itself after it was cancelled, before its future is dropped.
 pub(crate) const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
-/// One dispatch in its handler.
+/// One dispatch in its handler, or a batch of them.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) started: Instant,
-    /// The inbox that it came from, and the class of its slot.
+    /// The inbox that it came from, and the class of its slots.
     class: Priority,
     deadline: AtomicU64,
-    revoked: AtomicBool,
+    /// How many dispatches there are in it, with a slot each.
+    count: u32,
+    /// Those of them that the mesh has not ended.
+    wanted: AtomicU32,
     changed: Notify,
     slots: Arc<Slots>,
-    slot: Mutex<Slot>,
+    taken: Mutex<Taken>,
 }
 
-/// What became of the slot that was taken for a run.
+/// What became of the slots that were taken for a run.
 #[derive(Debug, Default)]
-struct Slot {
+struct Taken {
     children_awaited: u32,
     given_back: bool,
 }
 
 impl Run {
-    /// A run in a slot that was taken for it.
-    pub(crate) fn new(class: Priority, deadline: Timestamp, slots: Arc<Slots>) -> Self {
+    /// A run of so many dispatches in slots that were taken for them.
+    pub(crate) fn new(class: Priority, deadline: Timestamp, slots: Arc<Slots>, count: u32) -> Self {
         Self {
             started: Instant::now(),
             class,
             deadline: AtomicU64::new(deadline.0),
-            revoked: AtomicBool::new(false),
+            count,
+            wanted: AtomicU32::new(count),
             changed: Notify::new(),
             slots,
-            slot: Mutex::default(),
+            taken: Mutex::default(),
         }
+    }
+
+    /// How many dispatches there are in it.
+    pub(crate) const fn count(&self) -> u32 {
+        self.count
     }
 
     pub(crate) fn deadline(&self) -> Timestamp {
@@ -59,14 +68,16 @@ impl Run {
         self.changed.notify_waiters();
     }
 
-    /// The mesh has ended the dispatch: what the handler makes is of no use any more.
-    pub(crate) fn revoke(&self) {
-        self.revoked.store(true, Ordering::Relaxed);
+    /// The mesh has ended so many of its dispatches. With the last of them, what the handler makes is of no use any more.
+    pub(crate) fn revoke(&self, dispatches: u32) {
+        let less = |wanted: u32| Some(wanted.saturating_sub(dispatches));
+        // The closure always gives a value.
+        let _ = self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         self.changed.notify_waiters();
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed) || clock::until(self.deadline()).is_zero()
+        self.wanted.load(Ordering::Relaxed) == 0 || clock::until(self.deadline()).is_zero()
     }
 
     /// Waits for the deadline, however it is moved, or for the end of the dispatch by other means.
@@ -97,32 +108,37 @@ impl Run {
         }
     }
 
-    /// Gives the slot back until the guard is dropped: the handler waits for a child.
+    /// Gives the slots back until the guard is dropped: the handler waits for a child.
     pub(crate) fn park(self: &Arc<Self>) -> Parked {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.children_awaited += 1;
-        if slot.children_awaited == 1 && !slot.given_back {
-            self.slots.park(self.class);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.children_awaited += 1;
+        if taken.children_awaited == 1 && !taken.given_back {
+            self.slots.park(self.class, self.count);
         }
         Parked(Arc::clone(self))
     }
 
     fn unpark(&self) {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.children_awaited -= 1;
-        if slot.children_awaited == 0 && !slot.given_back {
-            self.slots.unpark(self.class);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.children_awaited -= 1;
+        if taken.children_awaited == 0 && !taken.given_back {
+            self.slots.unpark(self.class, self.count);
         }
     }
 
-    /// The handler has ended: its slot is free, whatever its context is still used for.
+    /// It does not begin: its slots are taken over by runs of its dispatches one by one.
+    pub(crate) fn hand_over(&self) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).given_back = true;
+    }
+
+    /// The handler has ended: its slots are free, whatever its context is still used for.
     pub(crate) fn end(&self) {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::replace(&mut slot.given_back, true) {
-            if slot.children_awaited > 0 {
-                self.slots.unpark(self.class);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut taken.given_back, true) {
+            if taken.children_awaited > 0 {
+                self.slots.unpark(self.class, self.count);
             }
-            self.slots.give_back(self.class);
+            self.slots.give_back(self.class, self.count);
         }
     }
 }
@@ -133,7 +149,7 @@ impl Drop for Run {
     }
 }
 
-/// While it lives, the slot is free for others.
+/// While it lives, the slots are free for others.
 #[derive(Debug)]
 pub(crate) struct Parked(Arc<Run>);
 
@@ -148,8 +164,8 @@ mod tests {
     use super::*;
 
     fn run(slots: &Arc<Slots>, budget: Duration) -> Arc<Run> {
-        assert!(slots.try_take(Priority::P2));
-        Arc::new(Run::new(Priority::P2, clock::now().after(budget), Arc::clone(slots)))
+        assert_eq!(slots.take(Priority::P2, 1), 1);
+        Arc::new(Run::new(Priority::P2, clock::now().after(budget), Arc::clone(slots), 1))
     }
 
     #[tokio::test]
@@ -160,7 +176,7 @@ mod tests {
             async move { run.cancelled().await }
         });
         tokio::task::yield_now().await;
-        run.revoke();
+        run.revoke(1);
         waiting.await.unwrap();
     }
 
@@ -202,5 +218,19 @@ mod tests {
     async fn a_handler_that_ignores_its_cancellation_is_dropped() {
         let run = run(&Arc::new(Slots::new(4)), Duration::ZERO);
         assert_eq!(run.bound(std::future::pending::<()>()).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_cancelled_when_all_of_it_has_ended() {
+        let slots = Arc::new(Slots::new(8));
+        assert_eq!(slots.take(Priority::P2, 3), 3);
+        let deadline = clock::now().after(Duration::from_secs(60));
+        let run = Run::new(Priority::P2, deadline, Arc::clone(&slots), 3);
+        run.revoke(2);
+        assert!(!run.is_cancelled());
+        run.revoke(1);
+        run.cancelled().await;
+        run.end();
+        assert_eq!(slots.running(), 0);
     }
 }

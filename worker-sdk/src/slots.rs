@@ -21,9 +21,10 @@ struct Counts {
 }
 
 impl Counts {
-    fn leave(&mut self, class: Priority) {
+    fn leave(&mut self, class: Priority, slots: u32) {
         let running = &mut self.running[usize::from(class.code())];
-        *running = running.checked_sub(1).expect("a slot is given back once, in the class it was taken in");
+        *running =
+            running.checked_sub(slots).expect("a slot is given back once, in the class it was taken in");
     }
 }
 
@@ -72,34 +73,34 @@ impl Slots {
         self.room_in(&self.lock(), class)
     }
 
-    /// Takes a slot for a dispatch of a priority, where one is free for it.
-    pub(crate) fn try_take(&self, class: Priority) -> bool {
+    /// Takes slots for dispatches of a priority, at most `most` and only such as are free for it; how many it took.
+    pub(crate) fn take(&self, class: Priority, most: u32) -> u32 {
         let mut counts = self.lock();
-        let free = self.room_in(&counts, class) > 0;
-        counts.running[usize::from(class.code())] += u32::from(free);
-        free
+        let taken = self.room_in(&counts, class).min(most);
+        counts.running[usize::from(class.code())] += taken;
+        taken
     }
 
-    /// Gives a slot back for good.
-    pub(crate) fn give_back(&self, class: Priority) {
-        self.lock().leave(class);
+    /// Gives slots back for good.
+    pub(crate) fn give_back(&self, class: Priority, slots: u32) {
+        self.lock().leave(class, slots);
         self.freed.notify_one();
     }
 
-    /// Gives a slot back while its dispatch waits for a child.
-    pub(crate) fn park(&self, class: Priority) {
+    /// Gives slots back while who holds them waits for a child.
+    pub(crate) fn park(&self, class: Priority, slots: u32) {
         let mut counts = self.lock();
-        counts.leave(class);
-        counts.parked += 1;
+        counts.leave(class, slots);
+        counts.parked += slots;
         drop(counts);
         self.freed.notify_one();
     }
 
-    /// Takes a slot again, at once.
-    pub(crate) fn unpark(&self, class: Priority) {
+    /// Takes slots again, at once.
+    pub(crate) fn unpark(&self, class: Priority, slots: u32) {
         let mut counts = self.lock();
-        counts.running[usize::from(class.code())] += 1;
-        counts.parked -= 1;
+        counts.running[usize::from(class.code())] += slots;
+        counts.parked -= slots;
     }
 
     /// Dispatches running now, those that wait for a child left out.
@@ -119,7 +120,7 @@ mod tests {
     use Priority::{P0, P1, P2, P3};
 
     fn take(slots: &Slots, class: Priority, n: u32) -> u32 {
-        (0..n).map(|_| u32::from(slots.try_take(class))).sum()
+        (0..n).map(|_| slots.take(class, 1)).sum()
     }
 
     #[test]
@@ -142,7 +143,7 @@ mod tests {
         let slots = Slots::new(10);
         assert_eq!(take(&slots, P0, 1), 1);
         assert_eq!(take(&slots, P2, 10), 9);
-        slots.give_back(P0);
+        slots.give_back(P0, 1);
         assert_eq!(take(&slots, P2, 1), 0, "the reserve is free, and stays so");
     }
 
@@ -157,12 +158,25 @@ mod tests {
     fn waiting_for_a_child_frees_a_slot_up_to_four_times_the_slots() {
         let slots = Slots::new(1);
         for _ in 0..ALIVE_PER_SLOT {
-            assert!(slots.try_take(P1));
-            slots.park(P1);
+            assert_eq!(slots.take(P1, 1), 1);
+            slots.park(P1, 1);
         }
-        assert!(!slots.try_take(P1), "four are alive");
-        slots.unpark(P1);
-        slots.give_back(P1);
-        assert!(slots.try_take(P1));
+        assert_eq!(slots.take(P1, 1), 0, "four are alive");
+        slots.unpark(P1, 1);
+        slots.give_back(P1, 1);
+        assert_eq!(slots.take(P1, 1), 1);
+    }
+
+    #[test]
+    fn a_batch_takes_what_is_free_and_gives_it_back_as_a_whole() {
+        let slots = Slots::new(20);
+        assert_eq!(slots.take(P2, 12), 12);
+        assert_eq!(slots.take(P2, 12), 6, "the reserve of P0 is not for it");
+        assert_eq!(slots.take(P0, 12), 2);
+        slots.park(P2, 12);
+        assert_eq!((slots.running(), slots.room(P2)), (8, 12));
+        slots.unpark(P2, 12);
+        slots.give_back(P2, 12);
+        assert_eq!((slots.running(), slots.room(P2)), (8, 12));
     }
 }

@@ -28,6 +28,7 @@ use protocol::json;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::batch::Batch;
 use crate::clock;
 use crate::context::{Context, Facts};
 use crate::dispatch::Link;
@@ -180,13 +181,29 @@ impl Script {
     /// A context under this script, with a payload of its own: for handlers of raw payloads.
     #[must_use]
     pub fn context(&self, payload: Bytes) -> Context {
+        self.context_at(0, payload)
+    }
+
+    /// A batch under this script, one dispatch for each payload: for handlers of batches.
+    ///
+    /// # Panics
+    /// When there is no payload: no handler is given an empty batch.
+    #[must_use]
+    pub fn batch(&self, payloads: impl IntoIterator<Item = Bytes>) -> Batch {
+        let contexts: Vec<Context> =
+            (0..=u16::MAX).zip(payloads).map(|(slot, payload)| self.context_at(slot, payload)).collect();
+        assert!(!contexts.is_empty(), "a batch has at least one dispatch");
+        Batch::of(contexts)
+    }
+
+    fn context_at(&self, slot: u16, payload: Bytes) -> Context {
         let slots = Arc::new(Slots::new(1));
         // A slot of its own is always free.
-        let _ = slots.try_take(self.priority);
+        let _ = slots.take(self.priority, 1);
         let deadline = clock::now().after(self.budget);
         let nothing: Arc<str> = "".into();
         let row = Row {
-            id: self.last_id(),
+            id: DispatchId { slot, ..self.last_id() },
             kind: Kind::Request,
             lane: self.priority,
             source: Arc::new(AgentId::new("test").expect("a name in the alphabet")),
@@ -200,7 +217,7 @@ impl Script {
             admitted: clock::now(),
             parcel: None,
         };
-        let run = Arc::new(Run::new(self.priority, deadline, slots));
+        let run = Arc::new(Run::new(self.priority, deadline, slots, 1));
         Context(Arc::new(Facts {
             link: Link::Scripted(Arc::new(self.clone())),
             run,

@@ -30,6 +30,7 @@ impl FrameWriter {
         self.directory.extend_from_slice(&[id, encoding]);
         self.directory.extend_from_slice(&(width as u16).to_le_bytes());
         self.directory.extend_from_slice(&(bytes as u32).to_le_bytes());
+        self.data.reserve(bytes);
     }
 
     /// One fixed-width value for all rows.

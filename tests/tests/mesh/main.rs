@@ -1,6 +1,7 @@
 //! The mesh as a whole, on real servers: one file for each theme. Tests run side by side, so none of them stops a process.
 
 mod audit;
+mod batches;
 mod benchmarks;
 mod breakers;
 mod calls;

@@ -12,6 +12,7 @@ macro_rules! home {
     };
 }
 
+mod batches;
 mod holding;
 mod home;
 mod pulse;
