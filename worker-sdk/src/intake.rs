@@ -451,6 +451,10 @@ async fn question(core: Arc<Core>, mut judged: Judged, judge: mpsc::Sender<Judge
     drop(judge.send(judged).await);
     for row in alone {
         let turn = Arc::clone(&core.alone).lock_owned().await;
+        if core.is_closed() {
+            // What had the turn before was dropped with the instance: this one must not count as begun here.
+            return;
+        }
         let (held, ack) = (Arc::clone(&held), ack.clone());
         let mut judged = Judged {
             class,
