@@ -8,6 +8,10 @@ use governance::Timestamp;
 
 /// Microseconds from the Unix epoch to PostgreSQL's, the beginning of the year 2000.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+/// Dimensions, whether anything is null, the type of the elements; then how many, and the index of the first.
+const ARRAY_HEAD_BYTES: usize = 20;
+/// The type `integer` in PostgreSQL's catalogue.
+const INT4_OID: i32 = 23;
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 /// The rows of one COPY.
@@ -25,18 +29,14 @@ impl CopyBuffer {
         Self { bytes }
     }
 
-    /// Begins a row; returns where it begins.
-    pub(crate) fn row(&mut self, columns: u16) -> usize {
-        let start = self.bytes.len();
+    /// Begins a row.
+    pub(crate) fn row(&mut self, columns: u16) {
         self.bytes.extend_from_slice(&columns.to_be_bytes());
-        start
     }
 
-    /// Writes a value; returns where its bytes begin, for [`CopyBuffer::patch`].
-    pub(crate) fn value<const N: usize>(&mut self, value: [u8; N]) -> usize {
+    pub(crate) fn value<const N: usize>(&mut self, value: [u8; N]) {
         self.bytes.extend_from_slice(&(N as i32).to_be_bytes());
         self.bytes.extend_from_slice(&value);
-        self.bytes.len() - N
     }
 
     pub(crate) fn null(&mut self) {
@@ -88,20 +88,30 @@ impl CopyBuffer {
         }
     }
 
-    /// Writes the row that begins at `start` once more; returns where the copy begins.
-    pub(crate) fn repeat(&mut self, start: usize, end: usize) -> usize {
-        let copy = self.bytes.len();
-        self.bytes.extend_from_within(start..end);
-        copy
+    /// An array of integers, none of them null.
+    pub(crate) fn i32_array(&mut self, numbers: impl Iterator<Item = i32>) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 4 + ARRAY_HEAD_BYTES]);
+        let mut count = 0_i32;
+        for number in numbers {
+            self.value(number.to_be_bytes());
+            count += 1;
+        }
+        let len = (self.bytes.len() - start - 4) as i32;
+        // One dimension, nothing null, of integers; so many, counted from one.
+        for (i, field) in [len, 1, 0, INT4_OID, count, 1].into_iter().enumerate() {
+            let at = start + i * 4;
+            self.bytes[at..at + 4].copy_from_slice(&field.to_be_bytes());
+        }
     }
 
-    /// Overwrites the bytes of a value.
-    pub(crate) fn patch(&mut self, at: usize, value: &[u8]) {
-        self.bytes[at..at + value.len()].copy_from_slice(value);
-    }
-
-    pub(crate) const fn len(&self) -> usize {
-        self.bytes.len()
+    /// A text of so many bits, of which these are set.
+    pub(crate) fn bit_text(&mut self, len: usize, set: impl Iterator<Item = usize>) {
+        let mut bits = vec![0_u8; len.div_ceil(8)];
+        set.for_each(|i| bits[i / 8] |= 0x80 >> (i % 8));
+        self.bytes.extend_from_slice(&(bits.len() as i32 + 4).to_be_bytes());
+        self.bytes.extend_from_slice(&(len as i32).to_be_bytes());
+        self.bytes.extend_from_slice(&bits);
     }
 
     /// The rows so far, one by one.
@@ -201,6 +211,31 @@ pub(crate) fn number(value: &[u8]) -> i64 {
     }
 }
 
+/// The places of the bits that are set, from 0; none where it is no text of bits.
+pub(crate) fn bits(value: &[u8]) -> Option<Vec<i32>> {
+    let (len, bytes) = value.split_at_checked(4)?;
+    let len = i32::from_be_bytes(len.try_into().ok()?);
+    if usize::try_from(len).ok()?.div_ceil(8) != bytes.len() {
+        return None;
+    }
+    Some((0..len).filter(|i| bytes[*i as usize / 8] & (0x80 >> (i % 8)) != 0).collect())
+}
+
+/// The integers of an array; none where it is not one of integers without a null.
+pub(crate) fn i32_array(value: &[u8]) -> Option<Vec<i32>> {
+    let field = |bytes: &[u8]| Some(i32::from_be_bytes(bytes.try_into().ok()?));
+    let (head, elements) = value.split_at_checked(ARRAY_HEAD_BYTES)?;
+    let (dimensions, count) = (field(&head[..4])?, field(&head[12..16])?);
+    if dimensions != 1
+        || field(&head[8..12])? != INT4_OID
+        || usize::try_from(count).ok()? * 8 != elements.len()
+    {
+        return None;
+    }
+    // Each behind its length.
+    elements.chunks_exact(8).map(|e| if field(&e[..4])? == 4 { field(&e[4..]) } else { None }).collect()
+}
+
 /// A moment, from PostgreSQL's own count.
 pub(crate) fn moment(value: &[u8]) -> Timestamp {
     Timestamp(number(value).saturating_add(POSTGRES_EPOCH_US).max(0).cast_unsigned().saturating_mul(1_000))
@@ -215,7 +250,8 @@ mod tests {
         let mut buffer = CopyBuffer::new();
         let mut expected = Vec::new();
         for n in 0..3_i16 {
-            let start = buffer.row(3);
+            let start = buffer.bytes.len();
+            buffer.row(3);
             buffer.i16(n);
             buffer.null();
             buffer.text("abc");
@@ -231,5 +267,25 @@ mod tests {
         let row: Vec<_> = values(&expected[2]).collect();
         assert_eq!(row, [Some(&[0, 2][..]), None, Some(&b"abc"[..])]);
         assert_eq!(number(row[0].unwrap()), 2);
+    }
+
+    #[test]
+    fn an_array_reads_back_and_nothing_else_is_one() {
+        let mut buffer = CopyBuffer::new();
+        buffer.i32_array([7, -1, 0].into_iter());
+        let array = &buffer.bytes[HEADER_BYTES + 4..];
+        assert_eq!(i32_array(array), Some(vec![7, -1, 0]));
+        assert_eq!(i32_array(&array[..array.len() - 1]), None);
+        assert_eq!(i32_array(b"16 bytes of hash"), None);
+    }
+
+    #[test]
+    fn bits_read_back() {
+        let mut buffer = CopyBuffer::new();
+        buffer.bit_text(10, [0, 7, 9].into_iter());
+        let text = &buffer.bytes[HEADER_BYTES + 4..];
+        assert_eq!(text, [0, 0, 0, 10, 0b1000_0001, 0b0100_0000]);
+        assert_eq!(bits(text), Some(vec![0, 7, 9]));
+        assert_eq!(bits(&text[..5]), None);
     }
 }

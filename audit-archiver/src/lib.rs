@@ -26,4 +26,4 @@ pub mod verify;
 mod worker;
 
 pub use postgres::connect;
-pub use schema::migrate;
+pub use schema::{migrate, migrate_to_version};

@@ -32,8 +32,9 @@ pub(crate) async fn drop_old(
     let mut round = Round::default();
     for day in partitioned_days(client).await?.into_iter().filter(|day| *day < today.before(days)) {
         let transaction = client.transaction().await?;
-        // Dropping waits for readers; who comes after would wait behind it, so it gives up soon and tries next time.
-        transaction.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
+        // Dropping waits for readers; who comes after would wait behind it, so it gives up soon and tries next time. Sooner than the
+        // second after which PostgreSQL looks for a deadlock, since readers lock tables in orders of their own, and would be the ones to fail.
+        transaction.batch_execute("SET LOCAL lock_timeout = '500ms'").await?;
         transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&HOLD_LOCK]).await?;
         let held = transaction.query_one("SELECT day_is_held($1)", &[&day.date()]).await?;
         if held.get(0) {

@@ -1,8 +1,10 @@
 //! From a block to rows. Owns which column of which table holds what; knows no connection.
 //!
-//! A block says the same about a run of dispatches once; here each dispatch gets its row. The first row of a run is
-//! encoded, the others are copies of it with another slot and hash. The rule it keeps: one row for each dispatch, in the
-//! partition of its own day.
+//! A run of decisions becomes one row, with its hashes end to end. Ends differ in how long each waited and ran, so that a block often has
+//! a row for each slot; here those of one envelope that are alike in everything else are one row, with an array for what
+//! differs. The rule it keeps: each dispatch stands in exactly one row of its kind, in the partition of its own day.
+
+mod ends;
 
 use std::collections::BTreeMap;
 
@@ -10,6 +12,9 @@ use bytes::Bytes;
 use governance::{DispatchId, Timestamp};
 use protocol::audit::{Block, CompletionRow, DecisionRow};
 use protocol::redis::EntryId;
+use protocol::{HASH_BYTES, PayloadHash};
+
+use ends::Run;
 
 use crate::chain::Checked;
 use crate::copy::CopyBuffer;
@@ -20,9 +25,9 @@ use crate::day::Day;
 pub enum Table {
     /// Blocks as they are.
     Blocks,
-    /// One row for each dispatch that left its lane.
+    /// What was decided about runs of dispatches.
     Decisions,
-    /// One row for each end.
+    /// How runs of dispatches ended.
     Completions,
     /// What else happened.
     Notes,
@@ -37,8 +42,8 @@ impl Table {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Blocks => "audit_block",
-            Self::Decisions => "dispatch_decision",
-            Self::Completions => "dispatch_completion",
+            Self::Decisions => "decision_run",
+            Self::Completions => "completion_run",
             Self::Notes => "audit_note",
         }
     }
@@ -55,15 +60,16 @@ impl Table {
         match self {
             Self::Blocks => "shard, epoch, sequence, at, records, prev_hash, hash, data",
             Self::Decisions => {
-                "instance, sequence, slot, copy, accepted, decided, deadline, \
+                "instance, sequence, slot, copy, count, accepted, decided, deadline, \
                  root_instance, root_sequence, root_slot, root_copy, \
                  parent_instance, parent_sequence, parent_slot, parent_copy, \
                  epoch, block, shard, policy_version, kind, lane, class, decision, reason, outcome, \
-                 source, target, capability, conversation, payload_hash"
+                 source, target, capability, conversation, payload_hashes"
             }
             Self::Completions => {
-                "instance, sequence, slot, copy, completed, lane_us, inbox_us, ran_us, latency_us, runner, \
-                 epoch, block, shard, outcome, reason, attempt, late, source, target, response_hash"
+                "instance, sequence, slot, copy, count, slots, completed, lane_us, inbox_us, inbox_each, \
+                 ran_us, ran_each, latency_us, runner, \
+                 epoch, block, shard, outcome, reason, attempt, late, source, target, response_hashes"
             }
             Self::Notes => "at, epoch, block, shard, kind, agent, body",
         }
@@ -73,16 +79,16 @@ impl Table {
     pub(crate) const fn place(self) -> usize {
         match self {
             Self::Blocks | Self::Notes => 1,
-            Self::Decisions => 15,
-            Self::Completions => 10,
+            Self::Decisions => 16,
+            Self::Completions => 14,
         }
     }
 
     const fn width(self) -> u16 {
         match self {
             Self::Blocks => 8,
-            Self::Decisions => 30,
-            Self::Completions => 20,
+            Self::Decisions => 31,
+            Self::Completions => 24,
             Self::Notes => 7,
         }
     }
@@ -103,8 +109,8 @@ impl Rows {
         for row in &block.decisions {
             decision(self.buffer(Table::Decisions, row.decided), &at, row);
         }
-        for row in &block.completions {
-            completion(self.buffer(Table::Completions, row.completed), &at, row);
+        for run in ends::runs(&block.completions) {
+            completion(self.buffer(Table::Completions, run.of.completed), &at, &run);
         }
         for row in &block.notes {
             note(self.buffer(Table::Notes, row.at), &at, row.at, [&row.kind, &row.agent, &row.body]);
@@ -170,12 +176,11 @@ struct Place {
     policy: u32,
 }
 
-fn id(buffer: &mut CopyBuffer, id: DispatchId) -> usize {
+fn id(buffer: &mut CopyBuffer, id: DispatchId) {
     buffer.bits(id.instance.0);
     buffer.bits(id.sequence);
-    let slot = buffer.value(i32::from(id.slot).to_be_bytes());
+    buffer.i32(id.slot.into());
     buffer.i32(id.copy.into());
-    slot
 }
 
 fn optional_id(buffer: &mut CopyBuffer, value: Option<DispatchId>) {
@@ -187,9 +192,9 @@ fn optional_id(buffer: &mut CopyBuffer, value: Option<DispatchId>) {
 }
 
 fn decision(buffer: &mut CopyBuffer, at: &Place, row: &DecisionRow) {
-    let Some(first_hash) = row.hashes.first() else { return };
-    let start = buffer.row(Table::Decisions.width());
-    let slot = id(buffer, row.first);
+    buffer.row(Table::Decisions.width());
+    id(buffer, row.first);
+    buffer.i32(row.count.into());
     buffer.timestamp(row.accepted);
     buffer.timestamp(row.decided);
     buffer.timestamp(row.deadline);
@@ -211,22 +216,23 @@ fn decision(buffer: &mut CopyBuffer, at: &Place, row: &DecisionRow) {
     buffer.text(&row.target);
     buffer.text(&row.capability);
     buffer.text(&row.conversation);
-    let hash = buffer.value(*first_hash);
-    let end = buffer.len();
-    for (i, other) in row.hashes.iter().enumerate().skip(1) {
-        let copy = buffer.repeat(start, end);
-        buffer.patch(copy + slot - start, &slot_after(row.first, i).to_be_bytes());
-        buffer.patch(copy + hash - start, other);
-    }
+    buffer.bytes(row.hashes.as_flattened());
 }
 
-fn completion(buffer: &mut CopyBuffer, at: &Place, row: &CompletionRow) {
-    let start = buffer.row(Table::Completions.width());
-    let slot = id(buffer, row.first);
+fn completion(buffer: &mut CopyBuffer, at: &Place, run: &Run<'_>) {
+    let row = run.of;
+    buffer.row(Table::Completions.width());
+    id(buffer, DispatchId { slot: run.first_slot(), ..row.first });
+    buffer.i32(run.count() as i32);
+    if run.is_dense() {
+        buffer.null();
+    } else {
+        buffer.bit_text(run.span(), run.places());
+    }
     buffer.timestamp(row.completed);
     buffer.i64(row.lane_us.into());
-    buffer.i64(row.inbox_us.into());
-    buffer.i64(row.ran_us.into());
+    each(buffer, run, |end| end.inbox_us);
+    each(buffer, run, |end| end.ran_us);
     buffer.bits(row.latency_us);
     match row.runner.0 {
         0 => buffer.null(),
@@ -241,20 +247,28 @@ fn completion(buffer: &mut CopyBuffer, at: &Place, row: &CompletionRow) {
     buffer.bool(row.late);
     buffer.text_or_empty(&row.source);
     buffer.text(&row.target);
-    if row.response.iter().all(|byte| *byte == 0) {
-        buffer.null();
-    } else {
-        buffer.value(row.response);
-    }
-    let end = buffer.len();
-    for i in 1..usize::from(row.count) {
-        let copy = buffer.repeat(start, end);
-        buffer.patch(copy + slot - start, &slot_after(row.first, i).to_be_bytes());
+    match run.same(|end| end.response) {
+        Some(response) if response == [0; HASH_BYTES] => buffer.null(),
+        Some(response) => buffer.value(response),
+        None => {
+            let responses: Vec<PayloadHash> = run.each(|end| end.response).collect();
+            buffer.bytes(responses.as_flattened());
+        }
     }
 }
 
-fn slot_after(first: DispatchId, i: usize) -> i32 {
-    i32::from(first.slot) + i as i32
+/// A number that is the same for a whole run, and beside it the array of those that are not: one of the two is null.
+fn each(buffer: &mut CopyBuffer, run: &Run<'_>, pick: fn(&CompletionRow) -> u32) {
+    match run.same(pick) {
+        Some(value) => {
+            buffer.i64(value.into());
+            buffer.null();
+        }
+        None => {
+            buffer.null();
+            buffer.i32_array(run.each(pick).map(u32::cast_signed));
+        }
+    }
 }
 
 fn note(buffer: &mut CopyBuffer, at: &Place, when: Timestamp, texts: [&str; 3]) {

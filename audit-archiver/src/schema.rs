@@ -2,6 +2,7 @@
 //! names of the closed lists are known to it.
 
 use governance::{Decision, Kind, Outcome, Priority, Reason};
+use refinery::Target;
 use tokio_postgres::Client;
 
 /// Held while migrations run, since the migration library itself takes no lock.
@@ -27,14 +28,27 @@ mod embedded {
 /// # Errors
 /// When PostgreSQL refuses, or when an applied migration was changed.
 pub async fn migrate(client: &mut Client) -> Result<(), Error> {
+    migrate_to(client, Target::Latest).await
+}
+
+/// Brings the schema to an older version, as an archive of before has it: for tests of what comes after.
+///
+/// # Errors
+/// As [`migrate`].
+#[doc(hidden)]
+pub async fn migrate_to_version(client: &mut Client, version: i32) -> Result<(), Error> {
+    migrate_to(client, Target::Version(version)).await
+}
+
+async fn migrate_to(client: &mut Client, target: Target) -> Result<(), Error> {
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
-    let result = migrate_locked(client).await;
+    let result = migrate_locked(client, target).await;
     client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
     result
 }
 
-async fn migrate_locked(client: &mut Client) -> Result<(), Error> {
-    let report = embedded::migrations::runner().run_async(client).await?;
+async fn migrate_locked(client: &mut Client, target: Target) -> Result<(), Error> {
+    let report = embedded::migrations::runner().set_target(target).run_async(client).await?;
     for migration in report.applied_migrations() {
         tracing::info!(migration = %migration, "schema migrated");
     }

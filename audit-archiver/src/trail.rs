@@ -17,8 +17,8 @@ use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Redis
 const BLOCK: Duration = Duration::from_millis(500);
 /// An answer that takes longer is lost: the connection is made anew. Well beyond [`BLOCK`].
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// A batch is full with so many bytes: some ten thousand records, a transaction of a fraction of a second.
-const BATCH_BYTES: usize = 1 << 20;
+/// A batch is full with so many bytes: in bulk some hundred thousand records, a transaction of a fraction of a second.
+const BATCH_BYTES: usize = 4 << 20;
 /// Blocks of one shard in one answer. With blocks of at most a megabyte it bounds what can exceed [`BATCH_BYTES`].
 const ANSWER_BLOCKS: usize = 64;
 /// A head, or the first two lines of a snapshot, are shorter than this.

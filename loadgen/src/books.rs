@@ -164,8 +164,9 @@ impl Archive {
         let decided = self
             .client
             .query(
-                "SELECT instance, sequence, count(DISTINCT slot), count(outcome), count(*) FILTER (WHERE outcome = $3)
-                 FROM dispatch_decision WHERE decided >= $1 AND source = ANY($2) GROUP BY 1, 2",
+                "SELECT instance, sequence, sum(count), coalesce(sum(count) FILTER (WHERE outcome IS NOT NULL), 0),
+                     coalesce(sum(count) FILTER (WHERE outcome = $3), 0)
+                 FROM decision_run WHERE decided >= $1 AND source = ANY($2) GROUP BY 1, 2",
                 &[&self.since, &self.sources, &rejected],
             )
             .await
@@ -179,8 +180,8 @@ impl Archive {
         let ended = self
             .client
             .query(
-                "SELECT instance, sequence, count(DISTINCT slot), count(*) FILTER (WHERE outcome = $3)
-                 FROM dispatch_completion WHERE completed >= $1 AND source = ANY($2) AND NOT late GROUP BY 1, 2",
+                "SELECT instance, sequence, sum(count), coalesce(sum(count) FILTER (WHERE outcome = $3), 0)
+                 FROM completion_run WHERE completed >= $1 AND source = ANY($2) AND NOT late GROUP BY 1, 2",
                 &[&self.since, &self.sources, &success],
             )
             .await
@@ -199,7 +200,7 @@ impl Archive {
         let rows = self
             .client
             .query(
-                "SELECT source, decided, count(*) FROM dispatch_decision
+                "SELECT source, decided, sum(count) FROM decision_run
                  WHERE decided >= $1 AND source = ANY($2) AND decision = $3 GROUP BY 1, 2 ORDER BY 1, 2",
                 &[&self.since, &self.sources, &admitted],
             )

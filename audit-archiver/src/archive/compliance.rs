@@ -164,24 +164,26 @@ impl Archive {
     }
 }
 
-/// A dispatch of the month, and whether it ended. Ends may come after the month.
-const DISPATCHES: &str = "\
-WITH ended AS (
-    SELECT DISTINCT instance, sequence, slot, copy FROM dispatch_completion
-    WHERE NOT late AND completed >= $1::timestamptz - interval '1 minute'
-), of AS (
-    SELECT d.instance, d.sequence, d.slot, d.copy, d.decided,
-        d.outcome IS NOT NULL OR e.instance IS NOT NULL AS has_end, d.deadline < now() - interval '1 minute' AS due
-    FROM dispatch_decision d LEFT JOIN ended e USING (instance, sequence, slot, copy)
-    WHERE d.decided >= $1 AND d.decided < $2
+/// The dispatches of the month that have no end, and whether it is due. Ends may come after the month.
+const UNENDED: &str = "\
+WITH unended AS (
+    SELECT d.instance, d.sequence, d.slot, d.copy, d.decided, d.deadline < now() - interval '1 minute' AS due
+    FROM dispatch_decision d
+    WHERE d.decided >= $1 AND d.decided < $2 AND d.outcome IS NULL
+        AND NOT EXISTS (SELECT FROM completion_run c
+            WHERE NOT c.late AND c.completed >= $1::timestamptz - interval '1 minute'
+            AND c.instance = d.instance AND c.sequence = d.sequence AND c.copy = d.copy
+            AND run_place(c.slot, c.count, c.slots, d.slot) IS NOT NULL)
 )";
 
 async fn days(client: &Client, month: MonthOf) -> Result<Vec<DayOf>, Error> {
     let query = format!(
-        "{DISPATCHES}, counted AS (
-            SELECT (decided AT TIME ZONE 'UTC')::date AS day, count(*) AS dispatches,
-                count(*) FILTER (WHERE has_end) AS ended, count(*) FILTER (WHERE NOT has_end AND due) AS unended
-            FROM of GROUP BY 1
+        "{UNENDED}, counted AS (
+            SELECT (decided AT TIME ZONE 'UTC')::date AS day, sum(count) AS dispatches
+            FROM decision_run WHERE decided >= $1 AND decided < $2 GROUP BY 1
+        ), without AS (
+            SELECT (decided AT TIME ZONE 'UTC')::date AS day, count(*) AS n, count(*) FILTER (WHERE due) AS due
+            FROM unended GROUP BY 1
         ), chained AS (
             SELECT at, epoch, sequence, lag(epoch) OVER w AS former, lag(sequence) OVER w AS before
             FROM audit_block WHERE at >= $1::timestamptz - interval '1 day' AND at < $2
@@ -192,9 +194,9 @@ async fn days(client: &Client, month: MonthOf) -> Result<Vec<DayOf>, Error> {
                     ELSE sequence - 1 END)::bigint AS missing
             FROM chained WHERE at >= $1 GROUP BY 1
         )
-        SELECT coalesce(c.day, b.day)::text AS day, coalesce(dispatches, 0) AS dispatches, coalesce(ended, 0) AS ended,
-            coalesce(unended, 0) AS unended, coalesce(blocks, 0) AS blocks, coalesce(missing, 0) AS missing
-        FROM counted c FULL JOIN blocks b ON c.day = b.day ORDER BY 1"
+        SELECT coalesce(c.day, b.day)::text AS day, coalesce(dispatches, 0) AS dispatches,
+            coalesce(dispatches, 0) - coalesce(w.n, 0) AS ended, coalesce(w.due, 0) AS unended, coalesce(blocks, 0) AS blocks, coalesce(missing, 0) AS missing
+        FROM counted c LEFT JOIN without w ON w.day = c.day FULL JOIN blocks b ON c.day = b.day ORDER BY 1"
     );
     let rows = client.query(&query, &[&moment(month.from), &moment(month.until)]).await?;
     Ok(rows
@@ -222,8 +224,8 @@ async fn unended(client: &Client, month: MonthOf, days: &[DayOf]) -> Result<(Vec
         return Ok((Vec::new(), 0));
     }
     let query = format!(
-        "{DISPATCHES} SELECT dispatch_id(instance, sequence, slot, copy) AS id, decided FROM of \
-         WHERE NOT has_end AND due ORDER BY decided, instance, sequence, slot, copy LIMIT $3"
+        "{UNENDED} SELECT dispatch_id(instance, sequence, slot, copy) AS id, decided FROM unended \
+         WHERE due ORDER BY decided, instance, sequence, slot, copy LIMIT $3"
     );
     let rows = client.query(&query, &[&moment(month.from), &moment(month.until), &IDS_MAX]).await?;
     let named: Vec<Unended> = rows
@@ -239,7 +241,7 @@ async fn unended(client: &Client, month: MonthOf, days: &[DayOf]) -> Result<(Vec
 
 async fn violations(client: &Client, month: MonthOf) -> Result<Vec<Violation>, Error> {
     let codes: Vec<i16> = Reason::ALL.iter().filter(|r| r.is_violation()).map(|r| r.code().into()).collect();
-    let query = "SELECT w.name, count(*) AS n FROM dispatch_decision d \
+    let query = "SELECT w.name, sum(count) AS n FROM decision_run d \
          JOIN word w ON w.list = 'reason' AND w.code = d.reason \
          WHERE d.decided >= $1 AND d.decided < $2 AND d.reason = ANY($3) GROUP BY w.name ORDER BY n DESC, w.name";
     let rows = client.query(query, &[&moment(month.from), &moment(month.until), &codes]).await?;

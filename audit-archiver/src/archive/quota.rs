@@ -42,7 +42,7 @@ impl Archive {
         since: Timestamp,
         limit: impl Fn(&str) -> Option<Rate>,
     ) -> Result<QuotaCheck, Error> {
-        let query = "SELECT source, decided, count(*) FROM dispatch_decision d \
+        let query = "SELECT source, decided, sum(count) FROM decision_run d \
              JOIN word w ON w.list = 'decision' AND w.code = d.decision AND w.name = 'admitted' \
              WHERE decided >= $1 GROUP BY source, decided ORDER BY source, decided";
         let rows = self.client().await?.query_raw(query, [moment(since)]).await?;

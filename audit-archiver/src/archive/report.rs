@@ -109,13 +109,14 @@ impl Archive {
     pub async fn report(&self, since: Timestamp) -> Result<Report, Error> {
         let client = self.client().await?;
         let mut report = Report::default();
-        let peak = "SELECT coalesce(max(n), 0) AS peak FROM (SELECT count(*) AS n FROM dispatch_decision \
+        let peak = "SELECT coalesce(max(n), 0) AS peak FROM (SELECT sum(count) AS n FROM decision_run \
              WHERE decided >= $1 GROUP BY date_trunc('second', decided)) seconds";
         report.peak_per_s = count(&client.query_one(peak, &[&moment(since)]).await?, "peak");
         latencies(&client, since, &mut report).await?;
         let violations: Vec<i16> =
             Reason::ALL.iter().filter(|r| r.is_violation()).map(|r| r.code().into()).collect();
-        let query = "SELECT count(*) AS n FROM dispatch_decision WHERE decided >= $1 AND reason = ANY($2)";
+        let query =
+            "SELECT coalesce(sum(count), 0) AS n FROM decision_run WHERE decided >= $1 AND reason = ANY($2)";
         let blocked = client.query_one(query, &[&moment(since), &violations]).await?;
         report.violations_blocked = count(&blocked, "n");
         completeness(&client, since, &mut report).await?;
@@ -132,10 +133,11 @@ async fn latencies(client: &Client, since: Timestamp, report: &mut Report) -> Re
     let query = "SELECT class.name AS class, count(*) AS samples, \
              percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY greatest(c.latency_us - c.ran_us, 0)) AS us \
          FROM dispatch_completion c \
-         JOIN dispatch_decision d USING (instance, sequence, slot, copy) \
+         JOIN decision_run d USING (instance, sequence, copy) \
          JOIN word class ON class.list = 'priority' AND class.code = d.class \
          JOIN word outcome ON outcome.list = 'outcome' AND outcome.code = c.outcome AND outcome.name IN ('success', 'failure') \
-         WHERE d.decided >= $1 AND c.completed >= $1 AND NOT c.late AND c.attempt = 1 AND c.runner IS NOT NULL \
+         WHERE c.slot >= d.slot AND c.slot < d.slot + d.count \
+             AND d.decided >= $1 AND c.completed >= $1 AND NOT c.late AND c.attempt = 1 AND c.runner IS NOT NULL \
          GROUP BY GROUPING SETS ((), (class.name))";
     for row in client.query(query, &[&moment(since)]).await? {
         let Some(us) = row.get::<_, Option<Vec<f64>>>("us") else { continue };
@@ -156,9 +158,12 @@ async fn latencies(client: &Client, since: Timestamp, report: &mut Report) -> Re
 /// of a stream and have gaps. Where everything there is was asked for, an instance begins with 1.
 async fn completeness(client: &Client, since: Timestamp, report: &mut Report) -> Result<(), Error> {
     let query = "\
-WITH envelopes AS (
-    SELECT instance, sequence, count(DISTINCT slot) AS slots, max(slot) + 1 - count(DISTINCT slot) AS missing
-    FROM dispatch_decision WHERE decided >= $1 GROUP BY instance, sequence
+WITH held AS (
+    SELECT instance, sequence, range_agg(int4range(slot, slot + count)) AS stretches
+    FROM decision_run WHERE decided >= $1 GROUP BY instance, sequence
+), envelopes AS (
+    SELECT instance, sequence, slots, upper(stretches) - slots AS missing
+    FROM held, LATERAL (SELECT sum(upper(s) - lower(s)) AS slots FROM unnest(stretches) s) of
 ), instances AS (
     SELECT sum(slots)::bigint AS recorded,
         CASE WHEN instance < 0 THEN 0 ELSE sum(missing)::bigint
@@ -167,8 +172,9 @@ WITH envelopes AS (
 ), unended AS (
     SELECT count(*) AS n FROM dispatch_decision d
     WHERE d.decided >= $1 AND d.outcome IS NULL AND d.deadline < now() - interval '1 minute'
-        AND NOT EXISTS (SELECT FROM dispatch_completion c WHERE c.completed >= $1 AND NOT c.late
-            AND c.instance = d.instance AND c.sequence = d.sequence AND c.slot = d.slot AND c.copy = d.copy)
+        AND NOT EXISTS (SELECT FROM completion_run c WHERE c.completed >= $1 AND NOT c.late
+            AND c.instance = d.instance AND c.sequence = d.sequence AND c.copy = d.copy
+            AND run_place(c.slot, c.count, c.slots, d.slot) IS NOT NULL)
 )
 SELECT coalesce(sum(recorded), 0)::bigint AS recorded, coalesce(sum(missing), 0)::bigint AS missing,
     (SELECT n FROM unended) AS unended

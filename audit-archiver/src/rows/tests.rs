@@ -1,4 +1,4 @@
-//! Expansion checked against a reader of PostgreSQL's binary COPY format of its own.
+//! Rows checked against a reader of PostgreSQL's binary COPY format of its own.
 
 use super::*;
 use governance::{Decision, InstanceId, Kind, Outcome, Priority, Reason};
@@ -98,7 +98,7 @@ fn completion_row(count: u16, completed: Timestamp) -> CompletionRow {
     }
 }
 
-fn expand(block: Block) -> BTreeMap<(Table, Day), Vec<Row>> {
+fn rows_of(block: Block) -> BTreeMap<(Table, Day), Vec<Row>> {
     let bytes = block.encode();
     let id = EntryId { epoch: block.epoch, sequence: block.sequence };
     let head = Head { id, hash: protocol::audit::hash(&bytes) };
@@ -129,40 +129,84 @@ fn every_table_has_as_many_columns_as_its_rows_announce() {
 }
 
 #[test]
-fn a_run_becomes_one_row_for_each_dispatch_with_its_own_slot_and_hash() {
-    let found = expand(Block { decisions: vec![decision_row(3)], ..block() });
+fn a_run_is_one_row_with_the_hashes_of_its_slots_end_to_end() {
+    let found = rows_of(Block { decisions: vec![decision_row(3)], ..block() });
     let rows = &found[&(Table::Decisions, Day::of(MORNING))];
-    assert_eq!(rows.len(), 3);
-    for (i, row) in rows.iter().enumerate() {
-        assert_eq!(row.len(), usize::from(Table::Decisions.width()));
-        assert_eq!(i64_of(row, 0).cast_unsigned(), InstanceId::DERIVED | 7);
-        assert_eq!(i64_of(row, 1), 42);
-        assert_eq!(i32_of(row, 2), 3 + i as i32);
-        assert_eq!(row[29].as_deref(), Some(&[i as u8; 16][..]));
-        assert_eq!(row[25].as_deref(), Some(&b"lead_bot"[..]));
-        // Neither outcome, nor root, nor conversation.
-        assert!([7, 24, 28].iter().all(|column| row[*column].is_none()));
-        assert_eq!(i32_of(row, 13), 1, "the parent's slot stays");
-    }
+    let [row] = rows.as_slice() else { panic!("one row: {rows:?}") };
+    assert_eq!(row.len(), usize::from(Table::Decisions.width()));
+    assert_eq!(i64_of(row, 0).cast_unsigned(), InstanceId::DERIVED | 7);
+    assert_eq!(i64_of(row, 1), 42);
+    assert_eq!((i32_of(row, 2), i32_of(row, 4)), (3, 3));
+    let hashes: Vec<u8> = (0..3).flat_map(|i| [i; 16]).collect();
+    assert_eq!(row[30].as_deref(), Some(&hashes[..]));
+    assert_eq!(row[26].as_deref(), Some(&b"lead_bot"[..]));
+    // Neither outcome, nor root, nor conversation.
+    assert!([8, 25, 29].iter().all(|column| row[*column].is_none()));
+    assert_eq!(i32_of(row, 14), 1, "the parent's slot stays");
     // Nanoseconds are cut, not rounded; PostgreSQL counts from the year 2000.
-    assert_eq!(i64_of(&rows[0], 5), MORNING.as_micros().cast_signed() + 1 - 946_684_800_000_000);
+    assert_eq!(i64_of(row, 6), MORNING.as_micros().cast_signed() + 1 - 946_684_800_000_000);
 }
 
 #[test]
-fn completions_expand_likewise_and_absent_things_are_null() {
-    let found = expand(Block { completions: vec![completion_row(2, MORNING)], ..block() });
+fn an_end_says_what_is_the_same_for_its_slots_once_and_absent_things_are_null() {
+    let found = rows_of(Block { completions: vec![completion_row(2, MORNING)], ..block() });
     let rows = &found[&(Table::Completions, Day::of(MORNING))];
-    assert_eq!(rows.len(), 2);
-    assert_eq!((i32_of(&rows[0], 2), i32_of(&rows[1], 2)), (3, 4));
-    assert_eq!(i64_of(&rows[1], 7), i64::from(u32::MAX));
-    assert!(rows[0][9].is_none() && rows[0][19].is_none());
+    let [row] = rows.as_slice() else { panic!("one row: {rows:?}") };
+    assert_eq!((i32_of(row, 2), i32_of(row, 4)), (3, 2));
+    assert_eq!((i64_of(row, 8), i64_of(row, 10)), (2, i64::from(u32::MAX)));
+    assert!([5, 9, 11, 13, 23].iter().all(|column| row[*column].is_none()), "{row:?}");
+}
+
+#[test]
+fn ends_that_differ_in_their_times_are_one_row_in_the_order_of_slots() {
+    let end = |slot, ran_us| {
+        let alike = completion_row(1, MORNING);
+        CompletionRow {
+            first: first(slot),
+            inbox_us: slot.into(),
+            ran_us,
+            response: [slot as u8; 16],
+            ..alike
+        }
+    };
+    let other = CompletionRow { outcome: Outcome::Failure, ..end(5, 1) };
+    let completions = vec![end(4, u32::MAX), other, end(3, 1), end(6, 9)];
+    let found = rows_of(Block { completions, ..block() });
+    let rows = &found[&(Table::Completions, Day::of(MORNING))];
+    assert_eq!(rows.len(), 2, "one has another outcome");
+    let array = |column: usize| crate::copy::i32_array(rows[0][column].as_deref().unwrap()).unwrap();
+    assert_eq!((i32_of(&rows[0], 2), i32_of(&rows[0], 4)), (3, 3));
+    let slots = crate::copy::bits(rows[0][5].as_deref().unwrap()).unwrap();
+    assert_eq!(slots, [0, 1, 3]);
+    assert_eq!((array(9), array(11)), (vec![3, 4, 6], vec![1, -1, 9]));
+    assert!(rows[0][8].is_none() && rows[0][10].is_none());
+    assert_eq!(rows[0][23].as_deref(), Some([[3; 16], [4; 16], [6; 16]].as_flattened()));
+    assert_eq!(rows[1][23].as_deref(), Some(&[5; 16][..]));
+}
+
+#[test]
+fn an_end_that_was_told_twice_stands_in_two_rows() {
+    let late =
+        |slot, count| CompletionRow { late: true, first: first(slot), ..completion_row(count, MORNING) };
+    let found = rows_of(Block { completions: vec![late(5, 1), late(3, 2), late(4, 1)], ..block() });
+    let rows = &found[&(Table::Completions, Day::of(MORNING))];
+    let runs: Vec<_> = rows.iter().map(|row| (i32_of(row, 2), i32_of(row, 4))).collect();
+    assert_eq!(runs, [(3, 3), (4, 1)]);
+}
+
+#[test]
+fn no_run_is_longer_than_an_envelope_can_be() {
+    let long = completion_row(60_000, MORNING);
+    let found = rows_of(Block { completions: vec![long.clone(), long], ..block() });
+    let rows = &found[&(Table::Completions, Day::of(MORNING))];
+    assert_eq!(rows.iter().map(|row| i32_of(row, 4)).collect::<Vec<_>>(), [60_000, 60_000]);
 }
 
 #[test]
 fn each_row_goes_to_the_day_of_its_own_moment() {
     let next = Timestamp((u64::from(Day::of(MORNING).0) + 1) * 86_400_000_000_000);
     let completions = vec![completion_row(1, MORNING), completion_row(1, next)];
-    let found = expand(Block { completions, ..block() });
+    let found = rows_of(Block { completions, ..block() });
     assert_eq!(found[&(Table::Completions, Day::of(MORNING))].len(), 1);
     assert_eq!(found[&(Table::Completions, Day::of(next))].len(), 1);
     assert_eq!(found[&(Table::Blocks, Day::of(MORNING))].len(), 1);
@@ -178,7 +222,7 @@ fn the_block_itself_is_kept_with_the_number_of_its_records() {
         ..block()
     };
     let bytes = whole.encode();
-    let found = expand(whole);
+    let found = rows_of(whole);
     let row = &found[&(Table::Blocks, Day::of(MORNING))][0];
     assert_eq!(i32_of(row, 4), 6);
     assert_eq!(row[7].as_deref(), Some(&bytes[..]));

@@ -9,6 +9,7 @@ pub mod bundle;
 mod exact;
 mod judge;
 mod lines;
+mod records;
 mod scan;
 mod snapshot;
 mod tally;

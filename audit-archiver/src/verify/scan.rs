@@ -1,7 +1,8 @@
 //! What streams out of PostgreSQL, taken up row by row. Owns the sums; judges no shard as a whole.
 //!
-//! The rule it keeps: what a block asks for is encoded by the very code that archives, so that a row agrees when its bytes do. Rows
-//! are summed under keys that are drawn for each run, so that nobody can choose rows whose sum is that of others.
+//! The rule it keeps: what a block asks for is encoded by the very code that archives, so that a record agrees when its bytes do.
+//! Records are summed, however they are cut into rows, under keys that are drawn for each verification, so that nobody can choose
+//! records whose sum is that of others.
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
@@ -16,6 +17,7 @@ use siphasher::sip128::SipHasher13;
 use tokio_postgres::Client;
 
 use super::Error;
+use super::records;
 use super::snapshot::{id, scan};
 use super::tally::{Balance, Link, Tally, Wanted};
 use super::verdict::{Break, Breaks, Compared, Kind, Store};
@@ -23,7 +25,7 @@ use crate::chain::Checked;
 use crate::copy::{moment, number, values};
 use crate::day::Day;
 use crate::retention::DAY_DROPPED;
-use crate::rows::{Rows, Table, records};
+use crate::rows::{self, Rows, Table};
 use crate::store::ARCHIVE_STOPPED;
 
 /// Notes that archivers write into PostgreSQL themselves: no block asks for them.
@@ -141,15 +143,16 @@ impl Scan {
 
     /// The rows that a block asks for; its own row in the table of blocks is compared at once.
     fn ask(&self, shard: u8, checked: Checked, data: &[u8], row: &[u8]) -> Balance {
-        self.counts.records.fetch_add(records(&checked.block), Ordering::Relaxed);
+        self.counts.records.fetch_add(rows::records(&checked.block), Ordering::Relaxed);
         let mut rows = Rows::default();
         rows.add(&checked, data);
         let mut balance = Balance::default();
         rows.each(|table, _, asked| {
             if table != Table::Blocks {
-                balance.ask(self.sip.hash(asked).as_u128());
+                records::sums(&self.sip, table, asked, |sum| balance.ask(sum));
             } else if asked != row
-                && let Some((column, expected, found)) = super::exact::first_difference(table, asked, row)
+                && let Some((column, expected, found)) =
+                    super::exact::first_difference(table, table.columns(), asked, row)
             {
                 let (expected, found) = (format!("{column} {expected}"), format!("{column} {found}"));
                 self.accuse(shard, checked.head.id, Kind::ColumnChanged, expected, found);
@@ -207,7 +210,7 @@ impl Run<'_> {
             self.flush();
             self.at = Some((shard, id));
         }
-        self.balance.have(self.scan.sip.hash(row).as_u128());
+        records::sums(&self.scan.sip, table, row, |sum| self.balance.have(sum));
     }
 
     fn flush(&mut self) {

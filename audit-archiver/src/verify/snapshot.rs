@@ -39,7 +39,7 @@ impl Snapshot {
         client
             .batch_execute(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-                 LOCK TABLE audit_block, dispatch_decision, dispatch_completion, audit_note IN ACCESS SHARE MODE",
+                 LOCK TABLE audit_block, decision_run, completion_run, audit_note IN ACCESS SHARE MODE",
             )
             .await?;
         let name = client.query_one("SELECT pg_export_snapshot()", &[]).await?.get(0);

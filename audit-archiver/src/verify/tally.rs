@@ -1,5 +1,5 @@
 //! The sums of one shard while its blocks and rows stream by in any order. Owns chains in pieces and the balance between what
-//! blocks ask for and what rows there are.
+//! blocks ask for and what records there are.
 //!
 //! The rule it keeps: memory follows what is out of order or out of balance, not how much there is.
 
@@ -28,26 +28,26 @@ pub(super) struct Link {
     pub(super) at: Timestamp,
 }
 
-/// What blocks ask for less what rows there are: zero where they agree.
+/// What blocks ask for less what records there are in rows: zero where they agree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Balance {
-    rows: i64,
+    records: i64,
     sum: u128,
 }
 
 impl Balance {
-    pub(super) const fn ask(&mut self, row: u128) {
-        self.rows += 1;
-        self.sum = self.sum.wrapping_add(row);
+    pub(super) const fn ask(&mut self, record: u128) {
+        self.records += 1;
+        self.sum = self.sum.wrapping_add(record);
     }
 
-    pub(super) const fn have(&mut self, row: u128) {
-        self.rows -= 1;
-        self.sum = self.sum.wrapping_sub(row);
+    pub(super) const fn have(&mut self, record: u128) {
+        self.records -= 1;
+        self.sum = self.sum.wrapping_sub(record);
     }
 
     const fn merge(&mut self, other: Self) {
-        self.rows += other.rows;
+        self.records += other.records;
         self.sum = self.sum.wrapping_add(other.sum);
     }
 }

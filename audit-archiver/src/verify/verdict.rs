@@ -56,11 +56,11 @@ pub enum Kind {
     TailMissing,
     /// The cursor names another block than the last.
     CursorDiffers,
-    /// A row that its block asks for is not there.
+    /// A record that its block asks for stands in no row.
     RowMissing,
-    /// A row says something else than its block.
+    /// A row says something else of a record than its block.
     RowChanged,
-    /// A row that no block asks for.
+    /// A row holds a record that no block asks for.
     RowSurplus,
 }
 
@@ -109,7 +109,7 @@ pub struct Compared {
     pub blocks_not_archived: u64,
     /// Records that the blocks hold: decided dispatches, ends, notes.
     pub records: u64,
-    /// Rows in PostgreSQL.
+    /// Rows in PostgreSQL: runs of decisions and of ends, notes.
     pub rows: u64,
     /// Signed lines of checkpoints.
     pub checkpoints: u64,

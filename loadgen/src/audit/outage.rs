@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use audit_archiver::archive::{Archive, Cursor};
 use bytes::Bytes;
+use protocol::audit::Block;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -33,10 +34,17 @@ const LOOK: Duration = Duration::from_millis(20);
 /// What catching up showed.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Figures {
-    /// Dispatches, each with its completion, that were archived per second from the first commit on.
+    /// Records archived per second, from the first commit that was seen to the archive's being level. A record is a dispatch with
+    /// its completion; what that first commit held is not counted.
     archived_records_per_s: f64,
-    /// The same in rows: a dispatch and its completion have one each.
+    /// The rows of the archive that took: a run of dispatches is one, and a run of completions.
     archived_rows_per_s: f64,
+    /// Dispatches in a row of decisions.
+    dispatches_per_row: f64,
+    /// Completions in a row of completions.
+    completions_per_row: f64,
+    /// Completions in a row of an audit block, where those of other times are other rows.
+    completions_per_block_row: f64,
     /// Dispatches that had piled up when PostgreSQL was back.
     piled_up: u64,
     /// Dispatches that were archived in that time: those, and what came meanwhile.
@@ -64,7 +72,7 @@ pub(super) async fn run(
     stack: &Stack,
     archive: &Archive,
 ) -> anyhow::Result<Outage> {
-    let before = rows(args).await?;
+    let before = held(args).await?;
     let pairs = mesh::pairs(&args.nats_url, "lg", scenario.agents, 1_024).await?;
     stack.kill(POSTGRES).await?;
     let mut accepted = Accepted::default();
@@ -85,13 +93,18 @@ pub(super) async fn run(
     mesh::stop(&pairs).await?;
 
     let seconds = caught.level.saturating_sub(caught.first).as_secs_f64().max(f64::EPSILON);
-    let archived = (caught.rows.0 - before.0) as f64;
-    let both = archived + (caught.rows.1 - before.1) as f64;
+    let of = caught.held.since(before);
+    let timed = caught.held.since(caught.at_first);
+    let each = |records: u64, rows: u64| tenths(records as f64 / rows.max(1) as f64);
     let figures = Figures {
-        archived_records_per_s: (archived / seconds).round(),
-        archived_rows_per_s: (both / seconds).round(),
+        // As many as have both: at any moment, of what comes later, one may be ahead of the other.
+        archived_records_per_s: (timed.dispatches.min(timed.completions) as f64 / seconds).round(),
+        archived_rows_per_s: ((timed.decision_rows + timed.completion_rows) as f64 / seconds).round(),
+        dispatches_per_row: each(of.dispatches, of.decision_rows),
+        completions_per_row: each(of.completions, of.completion_rows),
+        completions_per_block_row: tenths(per_block_row(args).await?),
         piled_up,
-        caught_up: caught.rows.0 - before.0,
+        caught_up: of.dispatches,
         reconnected_after_s: tenths(caught.first.as_secs_f64()),
         caught_up_after_s: tenths(caught.level.as_secs_f64()),
         live_per_s: (caught.ran as f64 / caught.level.as_secs_f64().max(f64::EPSILON)).round(),
@@ -104,8 +117,9 @@ pub(super) async fn run(
 struct Caught {
     first: Duration,
     level: Duration,
-    /// Decisions and completions in the archive at that moment.
-    rows: (u64, u64),
+    /// What the archive held at these moments.
+    at_first: Held,
+    held: Held,
     /// What handlers ran meanwhile.
     ran: u64,
 }
@@ -123,18 +137,20 @@ async fn catch_up(
     // Live traffic stops when the archive is level, however this ends.
     let caught = async {
         let piled = archive.heads(&scenario.redis_url).await?;
-        let at_first = archive.cursors().await?;
+        let (stood, before) = (archive.cursors().await?, held(args).await?);
         let mut first = None;
         loop {
             let cursors = archive.cursors().await?;
-            if first.is_none() && cursors != at_first {
-                first = Some(began.elapsed());
+            if first.is_none() && cursors != stood {
+                // The moment first: what is archived while the rows are counted is left out, and its time is not.
+                first = Some((began.elapsed(), held(args).await?));
             }
             if cursors.iter().all(|cursor| is_level(cursor, &piled)) {
                 let level = began.elapsed();
                 let ran = done() - ran;
-                let rows = rows(args).await?;
-                return Ok(Caught { first: first.unwrap_or_default(), level, rows, ran });
+                let held = held(args).await?;
+                let (first, at_first) = first.unwrap_or((Duration::ZERO, before));
+                return Ok(Caught { first, level, at_first, held, ran });
             }
             anyhow::ensure!(began.elapsed() < CATCH_UP, "the archive does not catch up");
             tokio::time::sleep(LOOK).await;
@@ -150,12 +166,52 @@ fn is_level(cursor: &Cursor, heads: &std::collections::BTreeMap<u8, (u64, u64)>)
     heads.get(&cursor.shard).is_none_or(|head| (cursor.epoch, cursor.sequence) >= *head)
 }
 
-/// Decisions and completions that the archive holds.
-async fn rows(args: &Args) -> anyhow::Result<(u64, u64)> {
+/// What the archive holds.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    dispatches: u64,
+    decision_rows: u64,
+    completions: u64,
+    completion_rows: u64,
+}
+
+impl Held {
+    const fn since(self, before: Self) -> Self {
+        Self {
+            dispatches: self.dispatches - before.dispatches,
+            decision_rows: self.decision_rows - before.decision_rows,
+            completions: self.completions - before.completions,
+            completion_rows: self.completion_rows - before.completion_rows,
+        }
+    }
+}
+
+async fn held(args: &Args) -> anyhow::Result<Held> {
     let client = audit_archiver::connect(&args.postgres_url, "loadgen").await.context("the archive")?;
-    let query = "SELECT (SELECT count(*) FROM dispatch_decision), (SELECT count(*) FROM dispatch_completion)";
+    let query =
+        "SELECT * FROM (SELECT coalesce(sum(count), 0)::bigint, count(*) FROM decision_run) decisions,
+            (SELECT coalesce(sum(count), 0)::bigint, count(*) FROM completion_run) completions";
     let row = client.query_one(query, &[]).await?;
-    Ok((row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned()))
+    let number = |column: usize| row.get::<_, i64>(column).cast_unsigned();
+    Ok(Held {
+        dispatches: number(0),
+        decision_rows: number(1),
+        completions: number(2),
+        completion_rows: number(3),
+    })
+}
+
+/// How many completions a row of a block holds, in the newest blocks that have many.
+async fn per_block_row(args: &Args) -> anyhow::Result<f64> {
+    let client = audit_archiver::connect(&args.postgres_url, "loadgen").await.context("the archive")?;
+    let query = "SELECT data FROM audit_block WHERE records > 1000 ORDER BY at DESC LIMIT 50";
+    let (mut completions, mut rows) = (0_u64, 0_u64);
+    for row in client.query(query, &[]).await? {
+        let block = Block::decode(row.get(0)).context("a block of the archive")?;
+        rows += block.completions.len() as u64;
+        completions += block.completions.iter().map(|row| u64::from(row.count)).sum::<u64>();
+    }
+    Ok(completions as f64 / rows.max(1) as f64)
 }
 
 /// Dispatches at a steady rate until told to stop.

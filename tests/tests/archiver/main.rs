@@ -13,6 +13,7 @@ mod repairs;
 mod scene;
 mod stage;
 mod tampering;
+mod upgrade;
 
 use std::time::Duration;
 
@@ -140,7 +141,7 @@ async fn what_postgresql_refuses_stops_its_own_shard_only() {
     let Some(stage) = Stage::set().await else { return };
     let (mut refused, mut fine) = (Home::of(&stage, 9), Home::of(&stage, 11));
     let client = audit_archiver::connect(&stage.postgres_url, "test").await.unwrap();
-    let rule = "ALTER TABLE dispatch_decision ADD CHECK (conversation <> 'unspeakable')";
+    let rule = "ALTER TABLE decision_run ADD CHECK (conversation <> 'unspeakable')";
     client.batch_execute(rule).await.unwrap();
     refused.serve(now(), 1, "unspeakable").await;
     fine.serve(now(), 1, "short").await;

@@ -178,10 +178,15 @@ async fn a_million_records_are_verified() {
         let verdict = scene.verify_with(Vec::new(), Timestamp::ZERO).await;
         eprintln!("verified in {:?}: {:?}", started.elapsed(), verdict.compared);
         assert!(verdict.whole, "{verdict:#?}");
-        assert!(verdict.compared.records > 1_000_000 && verdict.compared.rows == verdict.compared.records);
+        assert!(
+            verdict.compared.records > 1_000_000 && verdict.compared.rows < verdict.compared.records / 20
+        );
     }
-    // One row in a million.
-    let delete = format!("DELETE FROM dispatch_completion WHERE shard = {SHARD} AND block = 40 AND slot = 7");
+    // One record in a million.
+    let delete = format!(
+        "UPDATE completion_run SET slots = set_bit(repeat('1', count)::varbit, 7, 0), count = count - 1 \
+         WHERE shard = {SHARD} AND block = 40"
+    );
     assert_eq!(scene.sql(&delete).await, 1);
     let found = scene.found().await;
     assert_eq!((found.block, found.kind), (id(40), Kind::RowMissing), "{found}");

@@ -47,7 +47,7 @@ async fn partitions_are_made_ahead_and_a_batch_spans_midnight() {
     let archiver = stage.archiver(&[]);
     let partitions = async |when: &str| {
         let query = format!(
-            "SELECT count(*) FROM unnest(ARRAY['audit_block', 'dispatch_decision', 'dispatch_completion', 'audit_note']) t \
+            "SELECT count(*) FROM unnest(ARRAY['audit_block', 'decision_run', 'completion_run', 'audit_note']) t \
              WHERE to_regclass(t || '_' || to_char(timezone('UTC', now()) + interval '{when}', 'YYYYMMDD')) IS NOT NULL"
         );
         stage.number(&query).await

@@ -149,7 +149,7 @@ impl Scene {
 
     /// Takes the last blocks of the shard out of PostgreSQL, rows and all, and moves the cursor back.
     pub(crate) async fn truncate_postgres(&self, last: u64) {
-        for table in ["dispatch_decision", "dispatch_completion", "audit_note"] {
+        for table in ["decision_run", "completion_run", "audit_note"] {
             self.sql(&format!("DELETE FROM {table} WHERE shard = {SHARD} AND block > {last}")).await;
         }
         self.sql(&format!("DELETE FROM audit_block WHERE shard = {SHARD} AND sequence > {last}")).await;

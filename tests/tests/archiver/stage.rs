@@ -25,8 +25,7 @@ impl Stage {
     /// A clean place; none, with a word about it, where no servers were named.
     pub(crate) async fn set() -> Option<Self> {
         static NEXT: AtomicU8 = AtomicU8::new(1);
-        let (Ok(redis), Ok(postgres)) = (std::env::var("MESH_REDIS_URL"), std::env::var("MESH_POSTGRES_URL"))
-        else {
+        let (Ok(redis), Ok(_)) = (std::env::var("MESH_REDIS_URL"), std::env::var("MESH_POSTGRES_URL")) else {
             eprintln!("skipped: MESH_REDIS_URL and MESH_POSTGRES_URL name no servers");
             return None;
         };
@@ -38,16 +37,21 @@ impl Stage {
         let mut redis = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
 
-        let name = format!("archiver_{number}");
-        let admin = audit_archiver::connect(&postgres, "test").await.unwrap();
-        admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.unwrap();
-        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
-        let (server, _) = postgres.rsplit_once('/').expect("the address ends with a database");
-        let postgres_url = format!("{server}/{name}");
+        let postgres_url = Self::database(&format!("archiver_{number}")).await;
         let mut client = audit_archiver::connect(&postgres_url, "test").await.unwrap();
         audit_archiver::migrate(&mut client).await.unwrap();
         let archive = Archive::connect(&postgres_url).await.unwrap();
         Some(Self { redis_url, postgres_url, redis, archive })
+    }
+
+    /// An empty database beside the one that the environment names.
+    pub(crate) async fn database(name: &str) -> String {
+        let postgres = std::env::var("MESH_POSTGRES_URL").unwrap();
+        let admin = audit_archiver::connect(&postgres, "test").await.unwrap();
+        admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let (server, _) = postgres.rsplit_once('/').expect("the address ends with a database");
+        format!("{server}/{name}")
     }
 
     pub(crate) fn archiver(&self, flags: &[&str]) -> Archiver {

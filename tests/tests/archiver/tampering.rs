@@ -18,7 +18,8 @@ async fn an_untouched_archive_is_whole_and_says_how_much_was_compared() {
     let compared = verdict.compared;
     let records = 2 * BLOCKS * u64::from(REQUESTS) * 2;
     assert_eq!((compared.blocks, compared.blocks_in_redis, compared.shards), (2 * BLOCKS, 2 * BLOCKS, 2));
-    assert_eq!((compared.records, compared.rows), (records, records));
+    // A run of decisions and one of ends in each block.
+    assert_eq!((compared.records, compared.rows), (records, 2 * BLOCKS * 2));
     assert!(compared.checkpoints >= 2 && compared.heads >= 2, "{compared:?}");
 
     let since = scene.verify_with(vec![scene.checkpoints()], now()).await;
@@ -138,19 +139,19 @@ async fn one_bit_of_a_block_in_redis_is_found_archived_or_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_was_deleted_changed_or_added_is_named() {
     let Some(scene) = Scene::set().await else { return };
-    let change =
-        format!("UPDATE dispatch_completion SET ran_us = 1 WHERE shard = {SHARD} AND block = 5 AND slot = 2");
+    let change = format!("UPDATE completion_run SET ran_us = 1 WHERE shard = {SHARD} AND block = 5");
     assert_eq!(scene.sql(&change).await, 1);
     let found = scene.found().await;
     assert_eq!((found.block, found.kind, found.store), (id(5), Kind::RowChanged, Store::Postgres), "{found}");
-    assert_eq!(found.record.as_deref(), Some("end of d-0000000000001005-5-2"));
+    assert_eq!(found.record.as_deref(), Some("end of d-0000000000001005-5-0"));
     assert_eq!((found.expected.as_str(), found.found.as_str()), ("ran_us 138000", "ran_us 1"));
 
-    let delete = format!("DELETE FROM dispatch_decision WHERE shard = {SHARD} AND block = 4 AND slot = 1");
+    let delete = format!("DELETE FROM decision_run WHERE shard = {SHARD} AND block = 4");
     assert_eq!(scene.sql(&delete).await, 1);
     let found = scene.found().await;
     assert_eq!((found.block, found.kind), (id(4), Kind::RowMissing), "{found}");
-    assert_eq!(found.record.as_deref(), Some("decision of d-0000000000001005-4-1"));
+    assert_eq!(found.record.as_deref(), Some("decision of d-0000000000001005-4-0"));
+    assert!(found.expected.contains("3 dispatches"), "{found}");
 
     let add = format!(
         "INSERT INTO audit_note (at, epoch, block, shard, kind, agent, body) VALUES (now(), 1, 2, {SHARD}, 'operator', 'x', '{{}}')"
@@ -159,6 +160,70 @@ async fn a_row_that_was_deleted_changed_or_added_is_named() {
     let found = scene.found().await;
     assert_eq!((found.block, found.kind), (id(2), Kind::RowSurplus), "{found}");
     assert!(found.record.unwrap().starts_with("note operator about x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_to_one_dispatch_of_a_run_is_named() {
+    let Some(scene) = Scene::set().await else { return };
+    let bit = format!(
+        "UPDATE decision_run SET payload_hashes = set_byte(payload_hashes, 16, get_byte(payload_hashes, 16) # 1) \
+         WHERE shard = {SHARD} AND block = 6"
+    );
+    assert_eq!(scene.sql(&bit).await, 1);
+    let found = scene.found().await;
+    assert_eq!((found.block, found.kind, found.store), (id(6), Kind::RowChanged, Store::Postgres), "{found}");
+    assert_eq!(found.record.as_deref(), Some("decision of d-0000000000001005-6-1"));
+    let (asked, there) = ("09".repeat(16), format!("08{}", "09".repeat(15)));
+    assert_eq!(
+        (found.expected, found.found),
+        (format!("payload_hash {asked}"), format!("payload_hash {there}"))
+    );
+
+    // The last of three is cut off, so that the rest is a run of two.
+    let cut = format!(
+        "UPDATE decision_run SET count = 2, payload_hashes = substr(payload_hashes, 1, 32) WHERE shard = {SHARD} AND block = 5"
+    );
+    assert_eq!(scene.sql(&cut).await, 1);
+    let found = scene.found().await;
+    assert_eq!((found.block, found.kind), (id(5), Kind::RowMissing), "{found}");
+    assert_eq!(found.record.as_deref(), Some("decision of d-0000000000001005-5-2"));
+
+    // One of three is given a time of its own.
+    let time = format!(
+        "UPDATE completion_run SET ran_us = NULL, ran_each = ARRAY[138000, 138000, 7] WHERE shard = {SHARD} AND block = 4"
+    );
+    assert_eq!(scene.sql(&time).await, 1);
+    let found = scene.found().await;
+    assert_eq!((found.block, found.kind), (id(4), Kind::RowChanged), "{found}");
+    assert_eq!(found.record.as_deref(), Some("end of d-0000000000001005-4-2"));
+    assert_eq!((found.expected.as_str(), found.found.as_str()), ("ran_us 138000", "ran_us 7"));
+
+    // A run that claims more slots than it has hashes, and an end with one time for three slots.
+    let claim = format!("UPDATE decision_run SET count = 4 WHERE shard = {SHARD} AND block = 3");
+    assert_eq!(scene.sql(&claim).await, 1);
+    let found = scene.found().await;
+    assert_eq!((found.block, found.kind), (id(3), Kind::RowChanged), "{found}");
+    assert!(found.found.contains("do not fit"), "{found}");
+    let short = format!(
+        "UPDATE completion_run SET ran_us = NULL, ran_each = ARRAY[1] WHERE shard = {SHARD} AND block = 2"
+    );
+    assert_eq!(scene.sql(&short).await, 1);
+    let found = scene.found().await;
+    assert_eq!((found.block, found.kind), (id(2), Kind::RowChanged), "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_records_are_cut_into_rows_is_no_break() {
+    let Some(scene) = Scene::set().await else { return };
+    // As an archive of before is found: a row for each dispatch.
+    let cut = "INSERT INTO decision_run SELECT (jsonb_populate_record(r, jsonb_build_object('slot', r.slot + n, 'count', 1, \
+               'payload_hashes', substr(r.payload_hashes, n * 16 + 1, 16)))).* FROM decision_run r, generate_series(0, count - 1) n";
+    assert_eq!(scene.sql("DELETE FROM decision_run WHERE count = 1").await, 0);
+    assert_eq!(scene.sql(cut).await, 2 * BLOCKS * u64::from(REQUESTS));
+    assert_eq!(scene.sql("DELETE FROM decision_run WHERE count > 1").await, 2 * BLOCKS);
+    let verdict = scene.verify().await;
+    assert!(verdict.whole, "{verdict:#?}");
+    assert_eq!(verdict.compared.rows, 2 * BLOCKS * (u64::from(REQUESTS) + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +346,7 @@ async fn a_history_rewritten_as_a_whole_is_found_by_its_checkpoints_alone() {
     assert_eq!((found.block, found.kind, found.store), (id(2), Kind::CopiesDiffer, Store::Both), "{found}");
 
     // The archive forgets the shard and takes the new history for the first.
-    for table in ["dispatch_decision", "dispatch_completion", "audit_note", "audit_block"] {
+    for table in ["decision_run", "completion_run", "audit_note", "audit_block"] {
         scene.sql(&format!("DELETE FROM {table} WHERE shard = {SHARD}")).await;
     }
     let forget = format!(
