@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     match run(&mut args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            tracing::error!("the books do not balance, or requests failed; see the figures");
+            tracing::error!("the books do not balance, requests failed, or memory grew; see the figures");
             ExitCode::FAILURE
         }
         Err(error) => {

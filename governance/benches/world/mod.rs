@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use governance::policy::{Rate, Role};
 use governance::{
-    AgentIx, Arrival, Beat, Completion, Destination, DispatchId, Effect, Encoding, Event, Governor,
-    InstanceId, Kind, Lane, Lineage, MessageIx, Outcome, Policy, Priority, Reason, Registration, Run,
-    Timestamp,
+    AgentIx, Arrival, Beat, CapabilityIx, Completion, Destination, DispatchId, Effect, Encoding, Event,
+    Governor, InstanceId, Kind, Lane, Lineage, MessageIx, Outcome, Policy, Priority, Reason, Registration,
+    Run, Timestamp,
 };
 
 /// Faster than any core decides, so that the quota is computed and never waited for.
@@ -30,7 +30,6 @@ struct Pair {
     target: AgentIx,
     instance: InstanceId,
     sequence: u64,
-    runs: Vec<Run>,
     /// Lane messages that the core has asked for and not been given.
     credit: u32,
 }
@@ -42,6 +41,8 @@ pub(crate) struct World {
     pairs: Vec<Pair>,
     /// The pair of each agent that is a source.
     pair_of: Vec<Option<usize>>,
+    /// An envelope as the shell has just read it; its target is that of the pair whose turn it is.
+    runs: Vec<Run>,
     effects: Vec<Effect>,
     completions: Vec<Completion>,
     next_beat: Timestamp,
@@ -67,6 +68,25 @@ fn registration(agent: &str, capabilities: &[&str], dependencies: &[&str]) -> Re
     }
 }
 
+/// The runs of an envelope: one for each dispatch, or one of all.
+fn runs(target: AgentIx, [work, rest]: [CapabilityIx; 2], envelope: u16, mixed: bool) -> Vec<Run> {
+    let run = |first, count, capability| Run {
+        first,
+        count,
+        kind: if first % 4 == 1 { Kind::Event } else { Kind::Request },
+        to: Destination::Agent(target, capability),
+        budget: Duration::from_secs(10),
+        lineage: Lineage::Root,
+        order_key: 0,
+        idempotency_key: 0,
+    };
+    if mixed {
+        (0..envelope).map(|slot| run(slot, 1, if slot % 2 == 0 { work } else { rest })).collect()
+    } else {
+        vec![run(0, envelope, work)]
+    }
+}
+
 impl World {
     /// So many agents, half of them sources. In a mixed envelope each dispatch differs from its neighbours, so that each is
     /// decided by itself; alike ones share a decision.
@@ -78,6 +98,7 @@ impl World {
             now: Timestamp::from_millis(1_767_323_045_678),
             pairs: Vec::new(),
             pair_of: Vec::new(),
+            runs: Vec::new(),
             effects: Vec::new(),
             completions: Vec::new(),
             next_beat: Timestamp::ZERO,
@@ -109,25 +130,13 @@ impl World {
         let (source, target) = (index(&source), index(&target));
         let capability = |name| self.governor.capability(name).expect("it was registered a few lines above");
         let (work, rest) = (capability("work"), capability("rest"));
-        let run = |first, count, capability| Run {
-            first,
-            count,
-            kind: if first % 4 == 1 { Kind::Event } else { Kind::Request },
-            to: Destination::Agent(target, capability),
-            budget: Duration::from_secs(10),
-            lineage: Lineage::Root,
-            order_key: 0,
-            idempotency_key: 0,
-        };
-        let runs = if mixed {
-            (0..self.envelope).map(|slot| run(slot, 1, if slot % 2 == 0 { work } else { rest })).collect()
-        } else {
-            vec![run(0, self.envelope, work)]
-        };
+        if self.runs.is_empty() {
+            self.runs = runs(target, [work, rest], self.envelope, mixed);
+        }
         self.pair_of.resize(self.pair_of.len().max(source.ix() + 1), None);
         self.pair_of[source.ix()] = Some(self.pairs.len());
         let instance = InstanceId(u64::from(i) + 1);
-        self.pairs.push(Pair { source, target, instance, sequence: 0, runs, credit: 0 });
+        self.pairs.push(Pair { source, target, instance, sequence: 0, credit: 0 });
         // What the core asked for while the pair was not known yet.
         self.perform();
     }
@@ -168,6 +177,11 @@ impl World {
         assert!(pair.credit > 0, "the core pulls from a lane that is empty");
         pair.credit -= 1;
         pair.sequence += 1;
+        for run in &mut self.runs {
+            if let Destination::Agent(target, _) = &mut run.to {
+                *target = pair.target;
+            }
+        }
         let arrival = Arrival {
             lane: Lane { source: pair.source, priority: Priority::P2 },
             message: MessageIx(self.messages),
@@ -175,7 +189,7 @@ impl World {
             sequence: pair.sequence,
             accepted: self.now,
             resumed: false,
-            runs: &pair.runs,
+            runs: &self.runs,
         };
         self.messages = self.messages.wrapping_add(1);
         self.governor.apply(self.now, Event::Arrived(arrival), &mut self.effects);
