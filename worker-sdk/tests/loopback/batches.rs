@@ -1,16 +1,29 @@
 //! Handlers of batches: what comes together runs together, ends as a run, and falls apart when it fails.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use governance::Reason;
 use protocol::envelope::LaneEnvelope;
 use tokio::sync::{Semaphore, mpsc};
-use worker_sdk::{Agent, Answers, Batch, Failure, Response};
+use worker_sdk::{Agent, AgentBuilder, Answers, Batch, Failure, Response};
 
-use crate::home::{Home, event, id, request};
+use crate::home::{Home, event, eventually, id, request};
 use crate::mesh;
+
+/// By how much the SDK takes the broker's clock to be apart from its own at the most: what is stored so soon after an instance
+/// connected is asked about, and runs one by one.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
+
+/// Registers, and waits until what is stored from now on is surely newer than the connection.
+async fn registered(worker: AgentBuilder) -> Agent {
+    let worker = worker.register().await.unwrap();
+    let connected = Instant::now();
+    let is_old = || std::future::ready(connected.elapsed() > CLOCKS_APART + CLOCKS_APART / 4);
+    eventually("the connection is older than what comes", is_old).await;
+    worker
+}
 
 /// An agent that answers each batch with its length, and tells of each: its first slot, its length, its attempt.
 async fn counter(home: &Home, slots: u32, told: mpsc::UnboundedSender<(u16, usize, u8)>) -> Agent {
@@ -22,7 +35,7 @@ async fn counter(home: &Home, slots: u32, told: mpsc::UnboundedSender<(u16, usiz
         }
     };
     let agent = mesh(home).await.agent("worker").capability_batch("count", handler).max_concurrent(slots);
-    agent.register().await.unwrap()
+    registered(agent).await
 }
 
 #[tokio::test]
@@ -62,7 +75,7 @@ async fn each_of_a_batch_can_be_answered_by_itself() {
         Ok(Answers::each(answers.collect::<Vec<_>>()))
     };
     let worker = mesh(&home).await.agent("worker").capability_batch("double", double);
-    let _worker = worker.register().await.unwrap();
+    let _worker = registered(worker).await;
     home.deliver("worker", 1, &[request("double", "1"), request("double", "x"), request("double", "3")])
         .await;
     let done = home.completions_of(3).await;
@@ -85,7 +98,7 @@ async fn events_of_a_batch_that_failed_come_again_one_by_one() {
         }
     };
     let worker = mesh(&home).await.agent("worker").capability_batch("note", handler);
-    let _worker = worker.register().await.unwrap();
+    let _worker = registered(worker).await;
     home.deliver("worker", 1, &[event("note", "1"), event("note", "2")]).await;
     let failed = home.completions_of(2).await;
     assert!(failed.iter().all(|c| c.count == 1 && c.reason == Reason::HandlerFailed), "{failed:?}");
@@ -108,7 +121,7 @@ async fn a_batch_that_was_lost_with_its_instance_runs_one_by_one_as_far_as_it_is
         std::future::pending::<Result<Answers, Failure>>()
     };
     let doomed = mesh(&home).await.agent("worker").capability_batch("count", hangs);
-    let doomed = doomed.register().await.unwrap();
+    let doomed = registered(doomed).await;
     home.deliver("worker", 1, &[request("count", "1"), request("count", "2"), request("count", "3")]).await;
     begun.acquire().await.unwrap().forget();
     // Dropped, not stopped: no goodbye, as when its process is killed.
@@ -138,7 +151,7 @@ async fn what_was_withdrawn_while_it_waited_does_not_begin_and_a_batch_ends_when
         }
     };
     let worker = mesh(&home).await.agent("worker").capability_batch("wait", handler).max_concurrent(4);
-    let _worker = worker.register().await.unwrap();
+    let _worker = registered(worker).await;
     let six: Vec<_> = (0..6).map(|_| request("wait", "0")).collect();
     home.deliver("worker", 1, &six).await;
     assert_eq!(heard.recv().await, Some((id(1, 0), 3)));
