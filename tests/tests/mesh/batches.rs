@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mesh_tests::{PATIENCE, Stage, until};
 use tokio::sync::Semaphore;
-use worker_sdk::{AgentBuilder, Answers, Batch, DispatchId, Failure, Response};
+use worker_sdk::{Agent, AgentBuilder, Answers, Batch, DispatchId, Failure, Response};
 
 /// How often each dispatch was run, and the batches in which.
 #[derive(Default, Clone)]
@@ -33,6 +33,17 @@ impl Ran {
     }
 }
 
+/// What is stored so soon after an instance connected is asked about, and runs one by one.
+const NEW: Duration = Duration::from_millis(1_250);
+
+/// Registers, and waits until what comes is surely newer than the connection, so that it comes together.
+async fn registered(agent: AgentBuilder) -> anyhow::Result<Agent> {
+    let agent = agent.register().await?;
+    let connected = Instant::now();
+    until("the connection is older than what comes", PATIENCE, || async { connected.elapsed() > NEW }).await;
+    Ok(agent)
+}
+
 /// An agent that answers each batch with what it brought.
 fn mirror(stage: &Stage, name: &str, ran: &Ran) -> AgentBuilder {
     let ran = ran.clone();
@@ -54,7 +65,7 @@ async fn a_bulk_of_requests_is_answered_one_for_one_and_recorded_one_by_one() ->
     const CALLS: u32 = 400;
     let stage = Stage::set().await;
     let (name, ran) = (stage.name("mirror"), Ran::default());
-    let mirror = mirror(&stage, &name, &ran).register().await?;
+    let mirror = registered(mirror(&stage, &name, &ran)).await?;
     let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&name).register().await?;
     let replies = caller.dispatch(&name, "mirror").budget(PATIENCE).request_many(numbers(CALLS)).await?;
     for (n, reply) in (0..CALLS).zip(&replies) {
@@ -84,7 +95,7 @@ async fn an_instance_that_is_lost_within_a_batch_costs_no_dispatch_and_each_has_
         std::future::pending::<Result<Answers, Failure>>()
     };
     let doomed = stage.mesh.agent(&name).capability_batch("mirror", hangs).max_concurrent(128);
-    let doomed = doomed.instances(1, 2).register().await?;
+    let doomed = registered(doomed.instances(1, 2)).await?;
     let caller = stage.mesh.agent(&stage.name("caller")).depends_on(&name).register().await?;
     let calls = caller.dispatch(&name, "mirror").budget(PATIENCE * 2).request_many(numbers(CALLS));
     let calls = tokio::spawn(calls);
@@ -129,7 +140,7 @@ async fn events_of_a_batch_that_fails_are_tried_again_one_by_one() -> anyhow::Re
             if fails { Err(Failure::new("not in company")) } else { Ok(Answers::empty()) }
         }
     };
-    let shaky = stage.mesh.agent(&name).capability_batch("bear", handler).register().await?;
+    let shaky = registered(stage.mesh.agent(&name).capability_batch("bear", handler)).await?;
     let sender = stage.mesh.agent(&stage.name("sender")).depends_on(&name).register().await?;
     let accepted = sender.publish_event(&name, "bear").send_many(numbers(EVENTS as u32)).await?;
     until("each has succeeded", PATIENCE, || async { ran.each().len() == EVENTS }).await;
