@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Row;
 use worker_sdk::{Agent, Context, DispatchId, Failure, InstanceId, Outcome};
 
+use crate::settings::Conditions;
 use crate::{PATIENCE, Stage, until};
 
 /// Its quota, 100 a second, is below what it sends.
@@ -152,14 +153,8 @@ fn read(path: &Path) -> anyhow::Result<Read> {
 /// What was found. For scripts as JSON.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    scenario: &'static str,
-    version: &'static str,
-    commit: String,
-    cpus: usize,
-    storage: String,
-    nats_sync: String,
-    redis_fsync: String,
-    replicas: usize,
+    #[serde(flatten)]
+    conditions: Conditions,
     /// Dispatches that a sender saw accepted before the cut.
     accepted: usize,
     /// Of these, how many ended, in the end.
@@ -208,16 +203,8 @@ pub async fn judge(path: &Path) -> anyhow::Result<Report> {
     stage.archived().await;
     let records = archived(&stage).await?;
     let after = read(path)?;
-    let or = |name: &str, other: &str| std::env::var(name).unwrap_or_else(|_| other.to_owned());
     let mut report = Report {
-        scenario: "powerloss",
-        version: env!("CARGO_PKG_VERSION"),
-        commit: or("MESH_COMMIT", "unknown"),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        storage: or("MESH_STORAGE", "file"),
-        nats_sync: or("MESH_NATS_SYNC", "default"),
-        redis_fsync: or("MESH_REDIS_FSYNC", "unknown"),
-        replicas: stage.settings.coordinators.len(),
+        conditions: Conditions::of("powerloss", &stage.settings),
         accepted: before.accepted.len(),
         waiting_at_cut: before.accepted.iter().filter(|id| !before.ran.contains_key(id)).count(),
         pause_kept: paused,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 /// Where the mesh under test is, as `./dev stack-run` says.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -57,4 +59,35 @@ fn variable(name: &str) -> String {
 #[must_use]
 pub fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Under which conditions something was shown: what every report begins with, under the names of all reports.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Conditions {
+    scenario: &'static str,
+    version: &'static str,
+    commit: String,
+    cpus: usize,
+    storage: String,
+    nats_sync: String,
+    redis_fsync: String,
+    /// Coordinators.
+    replicas: usize,
+}
+
+impl Conditions {
+    /// Those of this process' mesh, as `./dev` says.
+    pub(crate) fn of(scenario: &'static str, settings: &Settings) -> Self {
+        let or = |name: &str, other: &str| std::env::var(name).unwrap_or_else(|_| other.to_owned());
+        Self {
+            scenario,
+            version: env!("CARGO_PKG_VERSION"),
+            commit: or("MESH_COMMIT", "unknown"),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            storage: or("MESH_STORAGE", "file"),
+            nats_sync: or("MESH_NATS_SYNC", "default"),
+            redis_fsync: or("MESH_REDIS_FSYNC", "unknown"),
+            replicas: settings.coordinators.len(),
+        }
+    }
 }

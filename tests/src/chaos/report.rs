@@ -10,6 +10,7 @@ use super::deeds::Deeds;
 use super::judge::Judged;
 use super::plan::Sizes;
 use crate::Settings;
+use crate::settings::Conditions;
 
 /// What of a long list is printed; all of it is in the evidence.
 const PRINTED_MAX: usize = 10;
@@ -17,15 +18,8 @@ const PRINTED_MAX: usize = 10;
 /// What came out of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    scenario: &'static str,
-    version: &'static str,
-    commit: String,
-    cpus: usize,
-    storage: String,
-    nats_sync: String,
-    redis_fsync: String,
-    /// Coordinators.
-    replicas: usize,
+    #[serde(flatten)]
+    conditions: Conditions,
     /// Copies that the broker keeps of each stream.
     stream_replicas: usize,
     seed: u64,
@@ -53,7 +47,6 @@ impl Report {
         judged: Judged,
         evidence: &Path,
     ) -> Self {
-        let or = |name: &str, other: &str| std::env::var(name).unwrap_or_else(|_| other.to_owned());
         let mut faults = judged.faults();
         let mut done = BTreeMap::new();
         for deed in &deeds.0 {
@@ -68,14 +61,7 @@ impl Report {
         }
         let findings = judged.books.findings.iter().take(PRINTED_MAX);
         Self {
-            scenario: "chaos",
-            version: env!("CARGO_PKG_VERSION"),
-            commit: or("MESH_COMMIT", "unknown"),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            storage: or("MESH_STORAGE", "file"),
-            nats_sync: or("MESH_NATS_SYNC", "default"),
-            redis_fsync: or("MESH_REDIS_FSYNC", "unknown"),
-            replicas: settings.coordinators.len(),
+            conditions: Conditions::of("chaos", settings),
             stream_replicas: settings.stream_replicas,
             seed: wish.seed,
             seconds: wish.duration.as_secs(),
